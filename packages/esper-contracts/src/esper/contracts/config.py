@@ -1,0 +1,79 @@
+"""Reads a YAML file into a validated model; errors name file, line, key and the nearest valid key."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from esper.contracts.errors import ConfigError
+
+
+def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
+    """Read `path` as YAML and validate it as `model`; an empty file means all defaults.
+
+    Raises:
+        ConfigError: for a missing or unreadable file, a YAML syntax error, an unknown key (with the
+            nearest valid one) or a bad value, each with its line.
+
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    try:
+        root = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"config file {path}: expected 'key: value' lines at the top level")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [
+            f"{path}:{_line_of(root, item['loc'])}: {_explain(model, item['loc'], item['msg'])}"
+            for item in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _explain(model: type[BaseModel], loc: Sequence[int | str], message: str) -> str:
+    key = ".".join(str(part) for part in loc)
+    owner = _model_at(model, loc[:-1])
+    if owner is None or not loc or loc[-1] in owner.model_fields:
+        return f"{key}: {message}"
+    valid = list(owner.model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), valid, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
+    """Follow `loc` through nested models; None where it leaves them."""
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field is not None else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        model = annotation
+    return model
+
+
+def _line_of(root: yaml.Node | None, loc: Sequence[int | str]) -> int:
+    """Return the 1-based line of the key at `loc`, or of its nearest parent that is in the file."""
+    line, node = 1, root
+    for part in loc:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

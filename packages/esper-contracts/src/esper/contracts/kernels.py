@@ -1,0 +1,140 @@
+"""Kernels: a blueprint built for one concrete signature, measured, judged and endorsed.
+
+Tezzeret registers a `CompiledKernelArtifact`; Urabrask adds a `ValidationReport` and an
+`Endorsement`; Kasmina runs only what is endorsed. The bytes themselves (safetensors) are in an
+artifact store under `kernel_id`, the sha256 of those bytes.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from esper.contracts.base import (
+    Contract,
+    Sha256,
+    UtcDatetime,
+    canonical_json,
+    new_id,
+    utc_now,
+)
+from esper.contracts.enums import KernelStatus, SiteKind
+
+type DType = Literal["float64", "float32", "bfloat16", "float16"]
+"""A floating-point type by its torch name."""
+
+
+class KernelSignature(Contract):
+    """What a kernel is built for; a kernel fits a site when their signatures are equal.
+
+    Batch, sequence and image sizes are not part of it: no allowed operator's weights depend on them.
+    """
+
+    kind: SiteKind
+    features: int = Field(ge=1)
+    """`D`: features or channels at the site."""
+    dtype: DType = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def key(self) -> str:
+        """A readable, unique name such as `features-8-float32-cpu`."""
+        return f"{self.kind.value}-{self.features}-{self.dtype}-{self.device}"
+
+
+class CheckResult(Contract):
+    """One measurement of the crucible against its limit."""
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    detail: str
+    """The measurement in words, with units."""
+
+
+class ValidationReport(Contract):
+    """What the crucible measured of one kernel; `passed` exactly when every check did."""
+
+    report_id: str = Field(default_factory=new_id)
+    kernel_id: Sha256
+    validator_id: str
+    passed: bool
+    checks: tuple[CheckResult, ...] = Field(min_length=1)
+    probe_shape: tuple[int, ...]
+    """Shape of the input that latency and memory were measured with."""
+    latency_us: float = Field(ge=0)
+    """Median time of one forward pass, in microseconds."""
+    memory_bytes: int = Field(ge=0)
+    """Parameters, buffers and the largest set of values alive in one forward pass, in bytes."""
+    num_parameters: int = Field(ge=0)
+    flops: int = Field(ge=0)
+    """Floating-point operations of one forward pass at `probe_shape` (multiply-add = 2)."""
+    tags: tuple[str, ...] = ()
+    measured_at: UtcDatetime = Field(default_factory=utc_now)
+
+    @model_validator(mode="after")
+    def _check_verdict(self) -> Self:
+        if self.passed != all(check.passed for check in self.checks):
+            raise ValueError("passed must be true exactly when every check passed")
+        return self
+
+
+class Endorsement(Contract):
+    """An Ed25519 signature (RFC 8032) over `CompiledKernelArtifact.statement()`."""
+
+    key_id: Sha256
+    """sha256 of the raw 32-byte public key."""
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+class CompiledKernelArtifact(Contract):
+    """The library's record of one kernel. `kernel_id` is the sha256 of its bytes."""
+
+    kernel_id: Sha256
+    blueprint_id: Sha256
+    blueprint_name: str
+    signature: KernelSignature
+    size_bytes: int = Field(ge=1)
+    num_parameters: int = Field(ge=0)
+    status: KernelStatus = KernelStatus.COMPILED
+    tags: tuple[str, ...] = ()
+    report: ValidationReport | None = None
+    endorsement: Endorsement | None = None
+    created_at: UtcDatetime = Field(default_factory=utc_now)
+
+    @model_validator(mode="after")
+    def _check_status(self) -> Self:
+        if self.status is KernelStatus.VALIDATED and (
+            self.report is None or not self.report.passed or self.endorsement is None
+        ):
+            raise ValueError("a VALIDATED kernel needs a report that passed and an endorsement")
+        if self.report is not None and self.report.kernel_id != self.kernel_id:
+            raise ValueError("the report is about another kernel")
+        return self
+
+    def statement(self) -> bytes:
+        """Return the bytes that an endorsement signs: what was found valid, and for what."""
+        return canonical_json(
+            {
+                "blueprint_id": self.blueprint_id,
+                "kernel_id": self.kernel_id,
+                "signature": self.signature.model_dump(mode="json"),
+                "verdict": KernelStatus.VALIDATED.value,
+            }
+        )
+
+
+class KernelQuery(Contract):
+    """A search for kernels; every given condition must hold."""
+
+    signature: KernelSignature | None = None
+    status: KernelStatus | None = KernelStatus.VALIDATED
+    blueprint_id: Sha256 | None = None
+    required_tags: frozenset[str] = frozenset()
+    excluded_tags: frozenset[str] = frozenset()
+    max_latency_us: float | None = Field(default=None, gt=0)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    max_parameters: int | None = Field(default=None, gt=0)
+    order_by: Literal["kernel_id", "num_parameters", "latency_us", "created_at"] = "kernel_id"
+    """Ascending; ties by `kernel_id`."""
+    limit: int = Field(default=100, ge=1, le=1000)

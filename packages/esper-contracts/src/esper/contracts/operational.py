@@ -1,0 +1,180 @@
+"""What happens during a run: health, commands, transitions, decisions, outcomes.
+
+Kasmina emits `HealthSignal` and `SeedEvent`; Tamiyo emits `AdaptationSignal`, `KasminaCommand`,
+`FieldReport` and, once per decision point, a `SystemStatePacket` that carries them all.
+"""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from esper.contracts.base import Contract, SeedId, Sha256, UtcDatetime, new_id, utc_now
+from esper.contracts.enums import Action, SeedState
+from esper.contracts.kernels import KernelSignature
+
+
+class Site(Contract):
+    """A place in the host where seeds can live."""
+
+    layer_id: int = Field(ge=0)
+    """Position among the host's sites, input side first."""
+    name: str
+    """Qualified name of the layer in the host, as in `named_modules()`."""
+    module_type: str
+    signature: KernelSignature
+    num_seeds: int = Field(default=1, ge=1)
+
+
+class HealthSignal(Contract):
+    """Health of one seed's site, from sampled activations of one epoch."""
+
+    layer_id: int = Field(ge=0)
+    seed_id: int = Field(ge=0)
+    """Index of the seed within its layer: the second half of the seed's id."""
+    chunk_id: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    activation_variance: float
+    """Mean over features of the variance over rows, in squared units of the activation."""
+    dead_neuron_ratio: float = Field(ge=0.0, le=1.0)
+    """Share of features that do not vary over the sampled rows."""
+    avg_correlation: float = Field(ge=-1.0, le=1.0)
+    """Mean absolute Pearson correlation over pairs of features that do vary; 0 without a pair."""
+    is_ready_for_transition: bool = False
+    """The seed's own signal that its current stage is complete."""
+
+
+class SeedStatus(Contract):
+    """One seed as it stands."""
+
+    seed_id: SeedId
+    site: str
+    state: SeedState
+    alpha: float = Field(ge=0.0, le=1.0)
+    kernel_id: Sha256 | None = None
+    blueprint_name: str | None = None
+    is_ready_for_transition: bool = False
+    epochs_in_state: int = Field(default=0, ge=0)
+    failure: str | None = None
+    """Why the seed cannot go on, for example a non-finite loss of its own; None when healthy."""
+
+
+class KasminaCommand(Contract):
+    """An order to one seed: go to `target`. The same `command_id` twice is executed once."""
+
+    command_id: str = Field(default_factory=new_id, min_length=1)
+    seed_id: SeedId
+    target: SeedState
+    kernel_id: Sha256 | None = None
+    """The kernel to germinate with; given exactly when `target` is GERMINATED."""
+    epoch: int = Field(ge=0)
+    reason: str = Field(min_length=1)
+    issued_by: str = "tamiyo"
+    issued_at: UtcDatetime = Field(default_factory=utc_now)
+
+    @model_validator(mode="after")
+    def _check_kernel(self) -> Self:
+        if (self.kernel_id is not None) != (self.target is SeedState.GERMINATED):
+            raise ValueError("kernel_id is given exactly when target is GERMINATED")
+        return self
+
+
+class SeedEvent(Contract):
+    """One transition that happened."""
+
+    seed_id: SeedId
+    site: str
+    from_state: SeedState
+    to_state: SeedState
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    """Optimizer steps since the bed was attached."""
+    command_id: str
+    kernel_id: Sha256 | None = None
+    reason: str
+    at: UtcDatetime = Field(default_factory=utc_now)
+
+
+class Candidate(Contract):
+    """One place and block that a decision considered."""
+
+    seed_id: SeedId
+    site: str
+    kernel_id: Sha256
+    blueprint_name: str
+    num_parameters: int = Field(ge=0)
+    score: float
+    """Higher is better; comparable within one decision only."""
+    numbers: dict[str, float] = Field(default_factory=dict)
+    """What the score was computed from."""
+
+
+class AdaptationSignal(Contract):
+    """One decision of the controller, with everything it was based on."""
+
+    decision_id: str = Field(default_factory=new_id)
+    epoch: int = Field(ge=0)
+    policy: str
+    action: Action
+    seed_id: SeedId | None = None
+    reason: str = Field(min_length=1)
+    numbers: dict[str, float] = Field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    command_ids: tuple[str, ...] = ()
+    at: UtcDatetime = Field(default_factory=utc_now)
+
+
+class FieldReport(Contract):
+    """What one adaptation did to the real metrics."""
+
+    report_id: str = Field(default_factory=new_id)
+    run_id: str
+    seed_id: SeedId
+    site: str
+    kernel_id: Sha256
+    blueprint_id: Sha256
+    blueprint_name: str
+    outcome: SeedState
+    """FOSSILIZED, CULLED, CANCELLED or ROLLED_BACK."""
+    reason: str
+    epoch_started: int = Field(ge=0)
+    epoch_ended: int = Field(ge=0)
+    parameters_added: int = Field(ge=0)
+    """0 when nothing stayed."""
+    loss_before: float | None = None
+    """Validation loss at the last epoch before the graft."""
+    loss_with: float | None = None
+    loss_without: float | None = None
+    """Validation loss with and without the kernel on the same weights."""
+    accuracy_with: float | None = Field(default=None, ge=0.0, le=1.0)
+    accuracy_without: float | None = Field(default=None, ge=0.0, le=1.0)
+    at: UtcDatetime = Field(default_factory=utc_now)
+
+    @model_validator(mode="after")
+    def _check_outcome(self) -> Self:
+        final = (
+            SeedState.FOSSILIZED,
+            SeedState.CULLED,
+            SeedState.CANCELLED,
+            SeedState.ROLLED_BACK,
+        )
+        if self.outcome not in final:
+            raise ValueError(f"outcome {self.outcome}; expected one of {', '.join(final)}")
+        return self
+
+
+class SystemStatePacket(Contract):
+    """The whole system at one decision point."""
+
+    run_id: str
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    train_loss: float | None = None
+    val_loss: float
+    val_accuracy: float | None = Field(default=None, ge=0.0, le=1.0)
+    learning_rate: float = Field(ge=0.0)
+    num_parameters: int = Field(ge=0)
+    """Trainable parameters that are part of the model now."""
+    seeds: tuple[SeedStatus, ...] = ()
+    decisions: tuple[AdaptationSignal, ...] = ()
+    events: tuple[SeedEvent, ...] = ()
+    at: UtcDatetime = Field(default_factory=utc_now)

@@ -1,0 +1,379 @@
+"""The ports: how the parts of Esper meet without importing each other.
+
+Each backend package implements one and registers a factory as an entry point (see `registry`).
+Methods raise `EsperError` children only; a driver's own exceptions are wrapped at the boundary.
+"""
+
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from esper.contracts.blueprints import Blueprint, BlueprintIR
+from esper.contracts.kernels import (
+    CompiledKernelArtifact,
+    Endorsement,
+    KernelQuery,
+    ValidationReport,
+)
+from esper.contracts.messages import OonaMessage, Payload, TopicNames
+from esper.contracts.operational import (
+    FieldReport,
+    HealthSignal,
+    KasminaCommand,
+    SeedEvent,
+    SeedStatus,
+    Site,
+)
+
+
+class Delivery(Protocol):
+    """One message in the hands of one consumer; redelivered until it is acknowledged."""
+
+    @property
+    def message(self) -> OonaMessage:
+        """The envelope."""
+        ...
+
+    @property
+    def delivery_count(self) -> int:
+        """How often this message was handed out to the group, this time included."""
+        ...
+
+    def payload(self) -> Payload:
+        """Return the typed payload.
+
+        Raises:
+            MessageError: if the payload does not fit its topic.
+
+        """
+        ...
+
+    async def ack(self) -> None:
+        """Report the message as handled: the group never sees it again."""
+        ...
+
+
+class Bus(Protocol):
+    """A message bus: at-least-once delivery to each consumer group.
+
+    One client belongs to the event loop that opened it; only `publish_nowait` and `lost` may be used
+    from other threads.
+    """
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            BackendUnavailableError: if the server cannot be reached or refuses the credentials.
+
+        """
+        ...
+
+    async def close(self) -> None:
+        """Send what is queued, for a few seconds at most, count the rest as lost, disconnect."""
+        ...
+
+    async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
+        """Send `payload` on its topic and return the envelope once the bus has it."""
+        ...
+
+    def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
+        """Queue `payload` and return at once, from any thread.
+
+        Never blocks, and never raises for a dead server: a message that cannot be kept is counted
+        in `lost`.
+        """
+        ...
+
+    async def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything queued was sent; tell whether that happened in time."""
+        ...
+
+    async def create_group(self, topics: Collection[TopicNames], *, group: str) -> None:
+        """Let `group` receive every message published to `topics` from now on; idempotent."""
+        ...
+
+    async def remove_group(self, topics: Collection[TopicNames], *, group: str) -> None:
+        """Forget `group` on `topics`, with whatever it has not acknowledged; idempotent."""
+        ...
+
+    def subscribe(
+        self, topics: Collection[TopicNames], *, group: str, consumer: str
+    ) -> AsyncIterator[Delivery]:
+        """Yield messages for `group`, creating it if need be, until the iterator is closed.
+
+        A message that another consumer of the group held for too long without acknowledging it is
+        delivered again. A connection that drops is re-established; the iterator goes on.
+        """
+        ...
+
+    @property
+    def lost(self) -> Mapping[TopicNames, int]:
+        """Messages given to `publish_nowait` that never reached the bus, by topic."""
+        ...
+
+
+class ArtifactStore(Protocol):
+    """Immutable bytes filed under their sha256; thread-safe."""
+
+    @property
+    def url(self) -> str:
+        """Where the bytes are, without credentials."""
+        ...
+
+    def open(self) -> None:
+        """Connect and make sure the folder or bucket exists.
+
+        Raises:
+            BackendUnavailableError: if it cannot be reached, created or written.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections."""
+        ...
+
+    def put(self, blob: bytes) -> str:
+        """Store `blob` and return its sha256; storing the same bytes twice is one.
+
+        Raises:
+            ArtifactIntegrityError: if other bytes are already filed under that hash.
+
+        """
+        ...
+
+    def get(self, sha256: str) -> bytes:
+        """Return the bytes filed under `sha256`, verified.
+
+        Raises:
+            NotFoundError: if there are none.
+            ArtifactIntegrityError: if the stored bytes do not match.
+
+        """
+        ...
+
+
+class Library(Protocol):
+    """Blueprints, kernels, reports and outcomes; thread-safe. Urza implements it."""
+
+    def open(self) -> None:
+        """Connect (the artifact store too) and bring the schema up to date.
+
+        Raises:
+            BackendUnavailableError: if the database cannot be reached or refuses the credentials.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections, the artifact store's too."""
+        ...
+
+    def submit_blueprint(self, ir: BlueprintIR) -> Blueprint:
+        """File a design under its content hash; the same design twice is one."""
+        ...
+
+    def get_blueprint(self, blueprint_id: str) -> Blueprint:
+        """Return one blueprint. Raises `NotFoundError`."""
+        ...
+
+    def list_blueprints(self) -> Sequence[Blueprint]:
+        """Return all blueprints, ordered by id."""
+        ...
+
+    def register_kernel(
+        self, kernel: CompiledKernelArtifact, blob: bytes
+    ) -> CompiledKernelArtifact:
+        """Store the bytes, then the record (status COMPILED); return the record on file.
+
+        Registering a kernel again verifies the stored bytes and returns the record as it stands.
+
+        Raises:
+            ArtifactIntegrityError: if `kernel_id` is not the sha256 of `blob`, or if the bytes
+                already stored under it are not these.
+            NotFoundError: if its blueprint is not on file.
+
+        """
+        ...
+
+    def get_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
+        """Return one kernel's record with its latest report. Raises `NotFoundError`."""
+        ...
+
+    def read_artifact(self, kernel_id: str) -> bytes:
+        """Return a kernel's bytes, verified against the hash.
+
+        Raises:
+            NotFoundError: if the kernel or its bytes are missing.
+            ArtifactIntegrityError: if the bytes were changed.
+
+        """
+        ...
+
+    def record_validation(
+        self, report: ValidationReport, endorsement: Endorsement | None
+    ) -> CompiledKernelArtifact:
+        """File a report and set the kernel VALIDATED (with its endorsement) or REJECTED.
+
+        Raises:
+            NotFoundError: if the kernel is not on file.
+            IllegalTransitionError: if the kernel is archived, or `endorsement` is given exactly
+                when the report did not pass.
+
+        """
+        ...
+
+    def query(self, query: KernelQuery) -> Sequence[CompiledKernelArtifact]:
+        """Return the kernels that match, in the query's order."""
+        ...
+
+    def record_field_report(self, report: FieldReport) -> None:
+        """File an outcome; the same `report_id` twice is one."""
+        ...
+
+    def field_reports(self, run_id: str) -> Sequence[FieldReport]:
+        """Return the outcomes of one run, oldest first."""
+        ...
+
+
+class SeedBed(Protocol):
+    """A host model with seeds in it. Kasmina implements it.
+
+    Belongs to the training thread. Opaque torch objects are typed `Any` here, because the contracts
+    do not import torch.
+    """
+
+    @property
+    def model(self) -> Any:
+        """The host (`torch.nn.Module`), the very object that was wrapped."""
+        ...
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """The places that carry seeds, input side first."""
+        ...
+
+    @property
+    def blueprints(self) -> Sequence[BlueprintIR]:
+        """The built-in designs that fit at least one of the sites."""
+        ...
+
+    def seeds(self) -> Sequence[SeedStatus]:
+        """Return every seed as it stands, in order of its id."""
+        ...
+
+    def attach(self, optimizer: Any, scheduler: Any | None = None) -> None:
+        """Follow this `torch.optim.Optimizer`.
+
+        Its steps drive ramps and isolated training, and grafted parameters join it. `scheduler` is
+        restored with it on an undo.
+        """
+        ...
+
+    def detach(self) -> None:
+        """Stop following the optimizer; seeds stop advancing. Idempotent."""
+        ...
+
+    def trust(self, public_key: bytes) -> None:
+        """Accept endorsements made with this raw Ed25519 public key (32 bytes)."""
+        ...
+
+    def admit(self, kernel: CompiledKernelArtifact, blob: bytes) -> None:
+        """Verify a kernel (hash, signature, status) and keep it at hand for germination.
+
+        Raises:
+            KernelRejectedError: naming the check that failed.
+
+        """
+        ...
+
+    def execute(self, command: KasminaCommand) -> SeedEvent | None:
+        """Carry out one command at a decision point; None if its `command_id` was carried out before.
+
+        A refused command leaves everything unchanged.
+
+        Raises:
+            IllegalTransitionError: if the lifecycle or another seed in flight forbids it.
+            NotFoundError: if the seed or the kernel is unknown.
+            KernelRejectedError: if the kernel no longer verifies or does not fit the site.
+
+        """
+        ...
+
+    def end_epoch(self, epoch: int) -> Sequence[HealthSignal]:
+        """Close the epoch's sampled statistics and return one signal per seed."""
+        ...
+
+    def without(self, seed_id: tuple[int, int]) -> AbstractContextManager[None]:
+        """Within the context, the host computes as if this seed's kernel were not there."""
+        ...
+
+    def num_parameters(self) -> int:
+        """Count the trainable parameters that are part of the model now."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """Return the sha256 over names, shapes, types and bytes of the model's whole state."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `lineage.json` into `folder`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """What a worker is given to work with."""
+
+    library: Library
+    signing_key_file: Path | None = None
+    """Where the crucible's private key is (made there when missing); None: a key for this process."""
+
+
+class Worker(Protocol):
+    """A service as a function from messages to messages; `serving.serve` connects it to a bus."""
+
+    @property
+    def name(self) -> str:
+        """Used as the sender and group name, for example `tezzeret`."""
+        ...
+
+    @property
+    def topics(self) -> frozenset[TopicNames]:
+        """The topics that it handles."""
+        ...
+
+    def handle(self, payload: Payload) -> Sequence[Payload]:
+        """Do the work for one message and return what to publish; runs in a thread of its own.
+
+        Handling one message twice must have the effect of once.
+        """
+        ...
+
+
+class Endorser(Worker, Protocol):
+    """A worker that signs its verdicts: the crucible."""
+
+    @property
+    def public_key(self) -> bytes:
+        """The raw 32-byte Ed25519 public key that its endorsements verify against."""
+        ...
+
+
+type BusFactory = Callable[[str], Bus]
+"""`(url) → Bus`, not yet open. Entry points in the group `esper.buses`, named by URL scheme."""
+
+type ArtifactStoreFactory = Callable[[str], ArtifactStore]
+"""`(url) → ArtifactStore`, not yet open. Group `esper.artifacts`."""
+
+type LibraryFactory = Callable[[str, ArtifactStore], Library]
+"""`(url, artifacts) → Library`, not yet open. Group `esper.libraries`."""
+
+type SeedBedFactory = Callable[[Any], SeedBed]
+"""`(model) → SeedBed`. Group `esper.seedbeds`."""
+
+type WorkerFactory = Callable[[WorkerContext], Worker]
+"""`(context) → Worker`. Group `esper.workers`, named by the worker."""
