@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from esper.contracts.base import Contract, Sha256, UtcDatetime, new_id, utc_now
 from esper.contracts.errors import MessageError
-from esper.contracts.kernels import KernelSignature, ValidationReport
+from esper.contracts.kernels import Endorsement, KernelSignature, ValidationReport
 from esper.contracts.operational import (
     FieldReport,
     HealthSignal,
@@ -50,6 +50,8 @@ class KernelCharacterized(Contract):
     """The crucible measured a kernel; the library already holds the report."""
 
     report: ValidationReport
+    endorsement: Endorsement | None = None
+    """This crucible's signature; the library keeps only the latest, which may be another's."""
 
 
 type Payload = (
