@@ -261,6 +261,11 @@ class SeedBed(Protocol):
         """The built-in designs that fit at least one of the sites."""
         ...
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps since the bed was attached."""
+        ...
+
     def seeds(self) -> Sequence[SeedStatus]:
         """Return every seed as it stands, in order of its id."""
         ...
