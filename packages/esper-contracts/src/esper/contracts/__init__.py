@@ -114,6 +114,7 @@ from esper.contracts.ports import (
     WorkerFactory,
 )
 from esper.contracts.serving import (
+    run_worker,
     serve,
 )
 from esper.contracts.settings import (
@@ -218,6 +219,7 @@ __all__ = [
     "load_yaml",
     "new_id",
     "read_chain",
+    "run_worker",
     "seal",
     "serve",
     "setup_logging",

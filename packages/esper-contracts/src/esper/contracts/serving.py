@@ -1,15 +1,20 @@
 """Connects a worker to a bus: receive, handle in the worker's thread, publish the results, acknowledge.
 
-The same loop runs in a thread beside the trainer and in a worker process of its own.
+The same loop (`serve`) runs in a thread beside the trainer and, through `run_worker`, in a worker
+process of its own.
 """
 
 import asyncio
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from esper.contracts.errors import EsperError
 from esper.contracts.logging import get_logger
-from esper.contracts.ports import Bus, Worker
+from esper.contracts.ports import Bus, Worker, WorkerContext, WorkerFactory
+from esper.contracts.registry import artifact_store_factory, bus_factory, library_factory
+from esper.contracts.settings import load_settings
 
 _log = get_logger(__name__)
 
@@ -59,3 +64,52 @@ async def serve(
                     for result in results:
                         await bus.publish(result, sender_id=worker.name, trace_id=message.trace_id)
             await delivery.ack()
+
+
+def run_worker(
+    make_worker: WorkerFactory,
+    *,
+    bus_url: str | None = None,
+    library_url: str | None = None,
+    artifacts_url: str | None = None,
+    signing_key_file: Path | None = None,
+) -> None:
+    """Serve a worker in this process until Ctrl-C or SIGTERM; what its command line calls.
+
+    A URL that is None comes from the settings (the environment or `.env`). The message in hand when
+    the process is told to stop is finished or delivered again, never lost.
+
+    Raises:
+        EsperError: if a setting is wrong, a backend is not installed, or a server is unavailable.
+
+    """
+    settings = load_settings()
+    bus_url = bus_url or settings.redis_url.get_secret_value()
+    library_url = library_url or settings.library_url()
+    artifacts_url = artifacts_url or f"s3://{settings.s3_bucket_name}"
+    bus = bus_factory(bus_url)(bus_url)
+    artifacts = artifact_store_factory(artifacts_url)(artifacts_url)
+    library = library_factory(library_url)(library_url, artifacts)
+    context = WorkerContext(library=library, signing_key_file=signing_key_file)
+    worker = make_worker(context)
+    library.open()
+    try:
+        asyncio.run(_serve_until_stopped(worker, bus))
+    finally:
+        library.close()
+
+
+async def _serve_until_stopped(worker: Worker, bus: Bus) -> None:
+    loop = asyncio.get_running_loop()
+    await bus.open()
+    try:
+        serving = asyncio.ensure_future(serve(worker, bus, group=worker.name))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, serving.cancel)
+        _log.info("serving", worker=worker.name, topics=sorted(worker.topics))
+        await asyncio.wait({serving})
+        if not serving.cancelled():
+            serving.result()
+        _log.info("stopped", worker=worker.name)
+    finally:
+        await bus.close()
