@@ -1,0 +1,150 @@
+"""The bus inside one process: `memory://` and `memory://NAME`.
+
+Clients of one name share a broker across threads and event loops, and messages travel as encoded JSON,
+so that what works here works over Redis.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import ExitStack
+from types import MappingProxyType
+
+from esper.contracts import (
+    BackendUnavailableError,
+    ConfigError,
+    OonaMessage,
+    Payload,
+    TopicNames,
+    seal,
+)
+from esper.oona.broker import Broker, Item, Waiter, shared_broker
+from esper.oona.delivery import BusDelivery, decode, encode
+from esper.oona.options import MemoryOptions
+from esper.oona.outbox import OutboxQueue
+
+
+def open_memory_bus(url: str) -> "MemoryBus":
+    """Return a client, not yet open, for `memory://[NAME][?reclaim_after_seconds=60]`.
+
+    Raises:
+        ConfigError: if the URL or a query parameter is wrong.
+
+    """
+    return MemoryBus(MemoryOptions.from_url(url))
+
+
+class MemoryBus:
+    """One client of an in-memory broker; implements the port `Bus`.
+
+    The broker lasts as long as one of its clients is open.
+    """
+
+    def __init__(self, options: MemoryOptions) -> None:
+        self._options = options
+        self._broker: Broker | None = None
+        self._shared = ExitStack()
+        self._unsent = OutboxQueue()
+        """Never opened: it only counts what comes while the client is closed."""
+        self._waiters: set[Waiter] = set()
+
+    async def open(self) -> None:
+        """Join the broker; does nothing if the client is open."""
+        if self._broker is None:
+            self._broker = self._shared.enter_context(shared_broker(self._options.name))
+
+    async def close(self) -> None:
+        """Leave the broker; iterators of this client end."""
+        self._broker = None
+        self._shared.close()
+        for waiter in self._waiters:
+            waiter.wake()
+
+    async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
+        """Publish and return the envelope."""
+        broker = self._opened()
+        message = seal(payload, sender_id=sender_id, trace_id=trace_id)
+        broker.publish(message.topic, encode(message))
+        await asyncio.sleep(0)  # as with a real server, others get their turn
+        return message
+
+    def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
+        """Publish from any thread; lost only while the client is not open.
+
+        Raises:
+            MessageError: if no topic carries such a payload.
+
+        """
+        message = seal(payload, sender_id=sender_id, trace_id=trace_id)
+        broker = self._broker
+        if broker is None:
+            self._unsent.put(message.topic, b"")
+        else:
+            broker.publish(message.topic, encode(message))
+
+    async def flush(self, timeout_seconds: float) -> bool:  # noqa: ARG002
+        """Return True: nothing is ever queued on the way to the broker."""
+        return True
+
+    async def create_group(self, topics: Collection[TopicNames], *, group: str) -> None:
+        """Let `group` receive what is published to `topics` from now on."""
+        self._opened().create_group(topics, group)
+
+    async def remove_group(self, topics: Collection[TopicNames], *, group: str) -> None:
+        """Forget `group` on `topics`."""
+        self._opened().remove_group(topics, group)
+
+    async def subscribe(
+        self, topics: Collection[TopicNames], *, group: str, consumer: str
+    ) -> AsyncGenerator[BusDelivery]:
+        """Yield messages for `group`, across topics in the order in which they were published.
+
+        What is not acknowledged when the iterator is closed is delivered to others at once.
+        """
+        broker = self._opened()
+        if not topics:
+            raise ConfigError(
+                f"consumer {consumer!r} subscribes to no topics; expected at least one"
+            )
+        holder, waiter = object(), Waiter()
+        self._waiters.add(waiter)
+        broker.create_group(topics, group)
+        try:
+            while self._broker is broker:
+                taken = broker.take(
+                    topics,
+                    group,
+                    holder=holder,
+                    reclaim_after_seconds=self._options.reclaim_after_seconds,
+                    waiter=waiter,
+                )
+                if isinstance(taken, Item):
+                    yield _delivery(broker, taken)
+                else:
+                    await waiter.wait(taken)
+        finally:
+            self._waiters.discard(waiter)
+            broker.release(topics, group, holder=holder, waiter=waiter)
+
+    @property
+    def lost(self) -> Mapping[TopicNames, int]:
+        """Messages given to `publish_nowait` while the client was not open, by topic."""
+        return MappingProxyType(self._unsent.lost)
+
+    def _opened(self) -> Broker:
+        if self._broker is None:
+            raise BackendUnavailableError(
+                f"the bus memory://{self._options.name} is not open; await open() first"
+            )
+        return self._broker
+
+
+def _delivery(broker: Broker, item: Item) -> BusDelivery:
+    async def acknowledge() -> None:
+        broker.acknowledge(item)
+        await asyncio.sleep(0)
+
+    return BusDelivery(
+        message=decode(item.data, topic=item.topic),
+        delivery_count=item.delivery_count,
+        acknowledge=acknowledge,
+    )
