@@ -1,0 +1,90 @@
+"""What a run is told: one validated, frozen configuration.
+
+Read from YAML (`--config`), overridden by the command line, written back in full into the run folder.
+"""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from esper.contracts import ConfigError
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run; equal configurations give equal weights on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = Field(default="digits", min_length=1)
+    """`digits`, `mnist1d`, or `module:function` for a function that returns a `Task`."""
+    host: str = Field(default="mlp", min_length=1)
+    """`mlp`, `cnn`, or `module:function` for a function that takes the `Task`, returns the model."""
+    policy: str = Field(default="heuristic", min_length=1)
+    """`heuristic`, or `never` for plain training."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    twin: bool = True
+    """Also train the same host with the same seed and without growth, for comparison."""
+    bus: str = Field(default="memory://", min_length=1)
+    library: str | None = None
+    """Database URL; None keeps a SQLite file in the run folder."""
+    artifacts: str | None = None
+    """Where kernels' bytes are kept; None keeps them in the run folder."""
+    out: Path = Path("runs")
+    """The folder that run folders are made in."""
+
+    @model_validator(mode="after")
+    def _check_library(self) -> "RunConfig":
+        if self.library is not None and self.artifacts is None:
+            raise ValueError(
+                "library is given without artifacts: its records outlive the run, so the kernels' "
+                "bytes must too; add artifacts, for example file:kernels or s3://esper-artifacts"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration as YAML, passwords removed from URLs."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        for key in ("bus", "library", "artifacts"):
+            if data[key] is not None:
+                data[key] = without_password(data[key])
+        return yaml.safe_dump(data, sort_keys=False)
+
+
+def without_password(url: str) -> str:
+    """Return `url` without its password; servers then take it from their own variables."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))
+
+
+def override(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """Return `config` with `changes` applied and validated; a change of None is no change.
+
+    Raises:
+        ConfigError: naming each bad option.
+
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return RunConfig.model_validate(config.model_dump() | given)
+    except ValueError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _explain(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}"
+        for item in error.errors(include_input=False)
+    )

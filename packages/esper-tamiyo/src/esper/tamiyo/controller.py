@@ -1,0 +1,381 @@
+"""Tamiyo: decides at each decision point which seed moves, and what grows next.
+
+Reads health and states from the seed bed, asks the policy where and when to grow, judges what was
+grafted, commands the bed, and puts all of it on the bus and in the event log.
+
+    bed = wrap(model)
+    tamiyo = Tamiyo(bed, optimizer)
+    ...
+    tamiyo.end_epoch(val_loss=..., val_accuracy=...)
+"""
+
+import atexit
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from esper.contracts import (
+    HOST_VISIBLE,
+    IN_FLIGHT,
+    Action,
+    AdaptationSignal,
+    CompiledKernelArtifact,
+    Contract,
+    EsperError,
+    EventLog,
+    FieldReport,
+    HealthSignal,
+    KasminaCommand,
+    SeedBed,
+    SeedEvent,
+    SeedState,
+    SeedStatus,
+    SystemStatePacket,
+    get_logger,
+    new_id,
+)
+from esper.tamiyo.forge import forge_kernels
+from esper.tamiyo.policies import EpochFigures, Heuristic, Observation, Policy, Proposal
+from esper.tamiyo.runtime import Runtime, RuntimeUrls
+from esper.tamiyo.verdict import Evaluate, Evidence, Figures, judge
+
+_log = get_logger(__name__)
+
+_S = SeedState
+
+_NEXT = {
+    _S.GERMINATED: (_S.LOADING, "its turn has come"),
+    _S.LOADING: (_S.TRAINING, "the kernel verified and is in place"),
+    _S.TRAINING: (_S.GRAFTING, "it has learned in isolation"),
+    _S.GRAFTING: (_S.STABILIZATION, "alpha has reached 1"),
+    _S.STABILIZATION: (_S.EVALUATING, "the host has settled"),
+    _S.FINE_TUNING: (_S.FOSSILIZED, "it was judged to help and has been fine-tuned"),
+    _S.CULLED: (_S.DORMANT, "the embargo is over"),
+    _S.CANCELLED: (_S.DORMANT, "the embargo is over"),
+}
+"""Where a seed that is ready goes, and why. EVALUATING is not here: its verdict decides."""
+
+_OUTCOMES = (_S.FOSSILIZED, _S.CULLED, _S.CANCELLED, _S.ROLLED_BACK)
+
+
+class Tamiyo:
+    """The controller of one training run; a context manager.
+
+    Making one attaches the bed to the optimizer and has the kernels for its sites forged and judged,
+    so that the first training step already finds them; without a `runtime` it opens an embedded one
+    (memory bus, SQLite and artifacts in a temporary folder), closed at the latest when Python exits.
+
+    Args:
+        bed: the host with its seeds, from `esper.kasmina.wrap`.
+        optimizer: the `torch.optim.Optimizer` that trains the host.
+        scheduler: its learning-rate scheduler, restored together with it on an undo.
+        policy: where and when to grow; the founding heuristic by default.
+        evaluate: measures the model on validation data. With it, a block is judged against the same
+            weights without it; otherwise against the model before the graft only.
+        epochs: how many epochs the loop will run, so that nothing is grown too late to be judged.
+        runtime: an open runtime to use; the caller closes it.
+        log: an open event log to append to.
+
+    """
+
+    def __init__(
+        self,
+        bed: SeedBed,
+        optimizer: Any,
+        *,
+        scheduler: Any | None = None,
+        policy: Policy | None = None,
+        evaluate: Evaluate | None = None,
+        epochs: int | None = None,
+        runtime: Runtime | None = None,
+        log: EventLog | None = None,
+    ) -> None:
+        self.bed = bed
+        self.policy = policy or Heuristic()
+        self.epoch = 0
+        self.kernels: Sequence[CompiledKernelArtifact] = ()
+        self.events: list[SeedEvent] = []
+        self.field_reports: list[FieldReport] = []
+        self._optimizer = optimizer
+        self._evaluate = evaluate
+        self._epochs = epochs
+        self._log = log
+        self._history: list[EpochFigures] = []
+        self._decisions: list[AdaptationSignal] = []
+        self._before: dict[tuple[int, int], EpochFigures] = {}
+        self._evidence: dict[tuple[int, int], Evidence] = {}
+        self._closing = ExitStack()
+        self._runtime = runtime or self._closing.enter_context(_embedded_runtime(self._closing))
+        try:
+            self.kernels = forge_kernels(bed, self._runtime)
+            for kernel in self.kernels:
+                self._record("kernel", kernel)
+            bed.attach(optimizer, scheduler)
+        except BaseException:
+            self._closing.close()
+            raise
+        self._closing.callback(bed.detach)
+        atexit.register(self.close)
+
+    def __enter__(self) -> Self:
+        """Return the controller, which is already at work."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the controller."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop following the optimizer and close what this controller opened; idempotent."""
+        atexit.unregister(self.close)
+        self._closing.close()
+
+    def end_epoch(
+        self,
+        *,
+        val_loss: float,
+        val_accuracy: float | None = None,
+        train_loss: float | None = None,
+    ) -> SystemStatePacket:
+        """Take the decisions that are due at the end of an epoch; call it once per epoch.
+
+        May change the host: grafts a block, or restores the host exactly as it was before a graft.
+
+        Args:
+            val_loss: mean loss on validation data, as the model stands now.
+            val_accuracy: share of correct answers, 0 to 1, if there is such a thing.
+            train_loss: mean loss over the epoch, if known.
+
+        Returns:
+            The system at this decision point, as it was put on the bus: metrics, seeds, decisions
+            with their reasons, and the transitions that followed.
+
+        """
+        self._history.append(
+            EpochFigures(
+                epoch=self.epoch,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                train_loss=train_loss,
+            )
+        )
+        self._decisions = []
+        first_event = len(self.events)
+        health = self.bed.end_epoch(self.epoch)
+        for signal in health:
+            self._record("health", signal)
+        self._obey_others()
+        for seed in self.bed.seeds():
+            self._advance(seed)
+        self._grow(health)
+        packet = SystemStatePacket(
+            run_id=self._runtime.run_id,
+            epoch=self.epoch,
+            step=self.bed.step,
+            train_loss=train_loss,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            num_parameters=self.bed.num_parameters(),
+            seeds=tuple(self.bed.seeds()),
+            decisions=tuple(self._decisions),
+            events=tuple(self.events[first_event:]),
+        )
+        self._record("epoch", packet)
+        self.epoch += 1
+        return packet
+
+    def _obey_others(self) -> None:
+        """Carry out commands that an operator sent over the bus; a bad one changes nothing."""
+        for command in self._runtime.take_commands():
+            try:
+                self._execute(command)
+            except EsperError as error:
+                _log.warning("command refused", command_id=command.command_id, error=str(error))
+
+    def _advance(self, seed: SeedStatus) -> None:
+        """Move a seed as far as it is ready to go at this decision point."""
+        while (move := self._next_move(seed)) is not None:
+            target, reason, numbers = move
+            action = Action.CULL if target in (_S.CULLED, _S.ROLLED_BACK) else Action.ADVANCE
+            self._decide(action, reason, seed_id=seed.seed_id, numbers=numbers)
+            self._command(seed.seed_id, target, reason)
+            seed = self._status(seed.seed_id)
+
+    def _next_move(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]] | None:
+        """Return where the seed goes now, why, and the numbers behind it; None if it stays."""
+        loss = self._history[-1].val_loss
+        if seed.state in HOST_VISIBLE & IN_FLIGHT and not math.isfinite(loss):
+            return _S.ROLLED_BACK, "the validation loss is not finite", {"val_loss": loss}
+        if seed.state is _S.TRAINING and seed.failure is not None:
+            return _S.CULLED, f"it failed in isolation: {seed.failure}", {}
+        if not seed.is_ready_for_transition:
+            return None
+        if seed.state is _S.EVALUATING:
+            return self._judge(seed)
+        if seed.state in _NEXT:
+            return *_NEXT[seed.state], {}
+        return None
+
+    def _judge(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]]:
+        now, before = self._history[-1], self._before.get(seed.seed_id)
+        if self._evaluate is None:
+            measured, without = _figures(now), None
+        else:
+            measured = self._evaluate()
+            with self.bed.without(seed.seed_id):
+                without = self._evaluate()
+        evidence = Evidence(
+            before=_figures(before) if before is not None else None,
+            with_block=measured,
+            without_block=without,
+        )
+        self._evidence[seed.seed_id] = evidence
+        verdict = judge(evidence)
+        return _S.FINE_TUNING if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers
+
+    def _grow(self, health: Sequence[HealthSignal]) -> None:
+        """Ask the policy, and germinate what it chose."""
+        proposal = self.policy.propose(
+            Observation(
+                epoch=self.epoch,
+                epochs_left=None if self._epochs is None else self._epochs - self.epoch - 1,
+                history=tuple(self._history),
+                sites=self.bed.sites,
+                seeds=self.bed.seeds(),
+                health=health,
+                kernels=self.kernels,
+                outcomes=tuple(self.field_reports),
+            )
+        )
+        chosen = proposal.chosen
+        if chosen is None:
+            self._decide(Action.WAIT, proposal.reason, proposal=proposal)
+            return
+        self._decide(Action.GERMINATE, proposal.reason, seed_id=chosen.seed_id, proposal=proposal)
+        self._command(chosen.seed_id, _S.GERMINATED, proposal.reason, chosen.kernel_id)
+        self._advance(self._status(chosen.seed_id))
+
+    def _decide(
+        self,
+        action: Action,
+        reason: str,
+        *,
+        seed_id: tuple[int, int] | None = None,
+        numbers: dict[str, float] | None = None,
+        proposal: Proposal | None = None,
+    ) -> None:
+        self._decisions.append(
+            AdaptationSignal(
+                epoch=self.epoch,
+                policy=self.policy.name,
+                action=action,
+                seed_id=seed_id,
+                reason=reason,
+                numbers=numbers or (proposal.numbers if proposal is not None else {}),
+                candidates=tuple(proposal.candidates) if proposal is not None else (),
+            )
+        )
+
+    def _command(
+        self,
+        seed_id: tuple[int, int],
+        target: SeedState,
+        reason: str,
+        kernel_id: str | None = None,
+    ) -> None:
+        self._execute(
+            KasminaCommand(
+                seed_id=seed_id,
+                target=target,
+                kernel_id=kernel_id,
+                epoch=self.epoch,
+                reason=reason,
+            )
+        )
+
+    def _execute(self, command: KasminaCommand) -> None:
+        """Have the bed carry out one command, and follow up on what it means."""
+        before = self._status(command.seed_id)
+        event = self.bed.execute(command)
+        self._record("command", command)
+        if event is None:
+            return
+        self.events.append(event)
+        self._record("transition", event)
+        if event.to_state is _S.GRAFTING:
+            self._before[event.seed_id] = self._history[-1]
+        if event.to_state in _OUTCOMES:
+            self._report_outcome(event, before)
+
+    def _report_outcome(self, event: SeedEvent, seed: SeedStatus) -> None:
+        kernel = next(k for k in self.kernels if k.kernel_id == seed.kernel_id)
+        before = self._before.pop(event.seed_id, None)
+        evidence = self._evidence.pop(event.seed_id, None)
+        if event.to_state is not _S.FOSSILIZED and before is not None:
+            # The host is again what it was then; what came later did not happen to it.
+            self._history = [f for f in self._history if f.epoch <= before.epoch]
+        without = evidence.without_block if evidence is not None else None
+        report = FieldReport(
+            run_id=self._runtime.run_id,
+            seed_id=event.seed_id,
+            site=event.site,
+            kernel_id=kernel.kernel_id,
+            blueprint_id=kernel.blueprint_id,
+            blueprint_name=kernel.blueprint_name,
+            outcome=event.to_state,
+            reason=event.reason,
+            epoch_started=max(
+                e.epoch
+                for e in self.events
+                if e.seed_id == event.seed_id and e.to_state is _S.GERMINATED
+            ),
+            epoch_ended=event.epoch,
+            parameters_added=(kernel.num_parameters if event.to_state is _S.FOSSILIZED else 0),
+            loss_before=before.val_loss if before is not None else None,
+            loss_with=evidence.with_block.loss if evidence is not None else None,
+            loss_without=without.loss if without is not None else None,
+            accuracy_with=evidence.with_block.accuracy if evidence is not None else None,
+            accuracy_without=without.accuracy if without is not None else None,
+        )
+        self.field_reports.append(report)
+        self._record("field_report", report)
+
+    def _status(self, seed_id: tuple[int, int]) -> SeedStatus:
+        return next(seed for seed in self.bed.seeds() if seed.seed_id == seed_id)
+
+    def _record(self, kind: str, content: Contract) -> None:
+        """Append to the event log, and publish what has a topic; neither can stop the run."""
+        if self._log is not None:
+            self._log.append(kind, content)
+        match content:
+            case HealthSignal() | KasminaCommand() | SystemStatePacket() | FieldReport():
+                self._runtime.publish(content)
+            case _:
+                pass
+
+
+def _figures(epoch: EpochFigures) -> Figures:
+    return Figures(loss=epoch.val_loss, accuracy=epoch.val_accuracy)
+
+
+def _embedded_runtime(closing: ExitStack) -> Runtime:
+    folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="esper-")))
+    run_id = f"run-{new_id()}"
+    return Runtime(
+        run_id,
+        RuntimeUrls(
+            bus=f"memory://{run_id}",
+            library=f"sqlite:///{folder / 'library.db'}",
+            artifacts=f"file://{folder / 'artifacts'}",
+        ),
+    )

@@ -1,0 +1,49 @@
+"""Has the kernels that a bed's sites call for forged and judged, before the first training step.
+
+Submits the bed's blueprints to the library, asks for kernels on the bus, waits for the crucible's
+verdicts, and hands the kernels that passed to the bed, which verifies them again for itself.
+"""
+
+from esper.contracts import (
+    BlueprintSubmitted,
+    CompiledKernelArtifact,
+    KernelCharacterized,
+    SeedBed,
+)
+from esper.tamiyo.runtime import Runtime
+
+FORGE_TIMEOUT_SECONDS = 120.0
+"""For all kernels together; each takes some 0.1 s."""
+
+
+def forge_kernels(bed: SeedBed, runtime: Runtime) -> list[CompiledKernelArtifact]:
+    """Return the VALIDATED kernels that `bed` now has at hand, ordered by id.
+
+    Raises:
+        EsperError: if a worker failed, a stored kernel was tampered with, or time ran out.
+
+    """
+    bed.trust(runtime.public_key)
+    expected: set[tuple[str, str]] = set()
+    for ir in bed.blueprints:
+        blueprint = runtime.library.submit_blueprint(ir)
+        signatures = {
+            site.signature.key: site.signature
+            for site in bed.sites
+            if site.signature.kind is ir.kind
+        }
+        ordered = tuple(signatures[key] for key in sorted(signatures))
+        runtime.publish(BlueprintSubmitted(blueprint_id=blueprint.blueprint_id, signatures=ordered))
+        expected |= {(blueprint.blueprint_id, key) for key in signatures}
+    judged = runtime.wait_for_kernels(expected, FORGE_TIMEOUT_SECONDS)
+    passed = [_admit(bed, runtime, item) for item in judged.values() if item.report.passed]
+    return sorted(passed, key=lambda kernel: kernel.kernel_id)
+
+
+def _admit(bed: SeedBed, runtime: Runtime, judged: KernelCharacterized) -> CompiledKernelArtifact:
+    stored = runtime.library.get_kernel(judged.report.kernel_id)
+    # The library keeps the latest endorsement, which in a shared one may be another crucible's.
+    updates = {"report": judged.report, "endorsement": judged.endorsement}
+    kernel = stored.model_copy(update=updates)
+    bed.admit(kernel, runtime.library.read_artifact(kernel.kernel_id))
+    return kernel

@@ -1,0 +1,100 @@
+"""Hosts: the small models that a run starts from.
+
+Deliberately small: each has a bottleneck that growth can relieve. Shapes: B batch, C classes.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from esper.contracts import ConfigError
+from esper.tamiyo.loading import resolve
+from esper.tamiyo.tasks import Task
+
+
+def mlp(task: Task, width: int = 6) -> nn.Module:
+    """Return an MLP with two hidden layers of `width` units: (B, …) → (B, C)."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(task.num_features, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, task.num_classes),
+    )
+
+
+def cnn(task: Task, width: int = 2) -> nn.Module:
+    """Return two convolutions of `width` channels and a linear head: (B, …) → (B, C).
+
+    A one-dimensional signal is an image of height 1.
+
+    Raises:
+        ConfigError: if the task's samples are no images.
+
+    """
+    if task.image_shape is None:
+        raise ConfigError(
+            f"host 'cnn' needs images, and task {task.name!r} declares no image_shape; "
+            "use host 'mlp', or set image_shape=(channels, height, width) on the task"
+        )
+    channels, height, columns = task.image_shape
+    kernel = (1, 5) if height == 1 else (3, 3)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    reduced = (height + 1) // 2 * ((columns + 1) // 2)  # stride 2, "same" padding
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Unflatten(1, task.image_shape),
+        nn.Conv2d(channels, width, kernel, padding=padding),
+        nn.ReLU(),
+        nn.Conv2d(width, width, kernel, padding=padding, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(width * reduced, task.num_classes),
+    )
+
+
+HOSTS: Mapping[str, Callable[[Task], object]] = {"mlp": mlp, "cnn": cnn}
+"""The built-in hosts."""
+
+
+def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
+    """Build a host with initial weights drawn from `seed`, and check that it fits the task.
+
+    Seeds torch's global generator, as every initialiser draws from it.
+
+    Raises:
+        NotFoundError, ConfigError: if there is no such host, or it does not fit the task.
+
+    """
+    factory = resolve("host", name, HOSTS)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    model: object = factory(task)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"host {name!r} returned a {type(model).__name__}; expected a nn.Module")
+    _check_fit(name, model, task)
+    return model
+
+
+def _check_fit(name: str, model: nn.Module, task: Task) -> None:
+    """Run two samples through `model`; leaves its mode and the random streams as they were."""
+    sample = task.train.inputs[:2]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+            output: object = model(sample)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"host {name!r} does not take the data of task {task.name!r}: it was given a batch of "
+            f"shape {tuple(sample.shape)} and failed with: {error}"
+        ) from error
+    finally:
+        model.train(was_training)
+    if not isinstance(output, Tensor) or output.shape != (len(sample), task.num_classes):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ConfigError(
+            f"host {name!r} answers {len(sample)} samples of task {task.name!r} with {shape}; "
+            f"expected one logit per class: {(len(sample), task.num_classes)}"
+        )

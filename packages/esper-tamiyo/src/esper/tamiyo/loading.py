@@ -1,0 +1,46 @@
+"""Resolves names on the command line: a built-in name, or `module:function` of the user's own."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from esper.contracts import ConfigError, NotFoundError
+
+
+def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str, F]) -> F:
+    """Return the built-in called `name`, or import `module:function`.
+
+    The current folder is importable, so `--task mytask:load` finds `mytask.py` beside you.
+
+    Raises:
+        NotFoundError: for an unknown name; lists the built-in ones.
+        ConfigError: if the module cannot be imported or has no such function.
+
+    """
+    if name in builtin:
+        return builtin[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise NotFoundError(
+            f"unknown {role} {name!r}; there are {', '.join(builtin)}, "
+            f"or name your own function as module:function"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{role} {name!r}: cannot import {module_name!r} ({error}); it must be installed or a "
+            f"file in {here}"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise ConfigError(
+            f"{role} {name!r}: {module_name} has no function {attribute!r}; it has "
+            f"{', '.join(public) or 'none'}"
+        )
+    return found  # pyright: ignore[reportReturnType]

@@ -1,0 +1,207 @@
+"""The run behind `train`: puts the parts together and writes the run folder.
+
+`run` is the story; its steps follow below it. This is the composition root: seed layer, bus, library
+and workers come in through entry points.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from esper.contracts import ConfigError, EventLog, NotFoundError, SeedBed, bind_trace
+from esper.contracts.registry import seed_bed_factory
+from esper.tamiyo.config import RunConfig
+from esper.tamiyo.controller import Tamiyo
+from esper.tamiyo.folder import RunFolder, run_folder
+from esper.tamiyo.hosts import build_host
+from esper.tamiyo.policies import Heuristic, Never, Policy
+from esper.tamiyo.report import render_report
+from esper.tamiyo.runtime import Runtime, RuntimeUrls
+from esper.tamiyo.stopping import StopRequestedError, StopSignals
+from esper.tamiyo.summary import Point, RunRecord, Training, summarise
+from esper.tamiyo.tasks import Task, load_task
+from esper.tamiyo.training import measure, train_epoch
+from esper.tamiyo.ui import Ui
+
+POLICIES: Mapping[str, Callable[[], Policy]] = {"heuristic": Heuristic, "never": Never}
+"""The policies that a run can name."""
+
+
+def run(config: RunConfig, ui: Ui) -> RunRecord:
+    """Train a host that grows, then its twin that does not; leave a run folder and return its record.
+
+    Ctrl-C stops between two steps: what was trained so far is saved, and the record says so.
+
+    Raises:
+        EsperError: for anything wrong with the request or the servers; nothing is left behind.
+
+    """
+    policy = choose_policy(config.policy)
+    task = load_task(config.task)
+    host = build_host(config.host, task, seed=config.seed)
+    bed = seed_bed_factory()(host)
+    record = RunRecord(
+        config=config,
+        parameters_before=bed.num_parameters(),
+        grown=Training(parameters=bed.num_parameters()),
+    )
+    with run_folder(config) as folder, StopSignals() as stop:
+        record.run_id = folder.run_id
+        bind_trace(folder.run_id)
+        with (
+            EventLog(folder.path / "events.jsonl") as log,
+            Runtime(folder.run_id, _urls(config, folder)) as runtime,
+        ):
+            log.append("run", {"run_id": folder.run_id, "config": config.model_dump(mode="json")})
+            grow(bed, task, policy, record, runtime, log, ui, stop)
+            if config.twin and not record.interrupted:
+                train_twin(task, record, ui, stop)
+            record.complete = runtime.settle(num_field_reports=len(record.field_reports))
+            record.topics, record.lost = runtime.topic_counts, runtime.lost
+            log.append("result", _result(record))
+            record.events_head = log.head
+        _save(folder, bed, record)
+    return record
+
+
+def choose_policy(name: str) -> Policy:
+    """Return a policy by name. Raises `NotFoundError`, listing what there is."""
+    if name not in POLICIES:
+        raise NotFoundError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}")
+    return POLICIES[name]()
+
+
+def grow(
+    bed: SeedBed,
+    task: Task,
+    policy: Policy,
+    record: RunRecord,
+    runtime: Runtime,
+    log: EventLog,
+    ui: Ui,
+    stop: StopSignals,
+) -> None:
+    """Train the host with its seeds, filling `record.grown`."""
+    config, model = record.config, bed.model
+    optimizer = _optimizer(model, config)
+    controller = Tamiyo(
+        bed,
+        optimizer,
+        policy=policy,
+        evaluate=lambda: measure(model, task.validation),
+        epochs=config.epochs,
+        runtime=runtime,
+        log=log,
+    )
+    ui.say(f"{len(controller.kernels)} kernels forged and judged for {len(bed.sites)} sites")
+    stop.defer()
+    with controller, _until_stopped(record):
+        for epoch in _epochs("grown", record.grown, model, optimizer, task, config, ui, stop):
+            packet = controller.end_epoch(
+                val_loss=epoch.val_loss,
+                val_accuracy=epoch.val_accuracy,
+                train_loss=epoch.train_loss,
+            )
+            ui.decisions("grown", packet)
+    record.grown.parameters = bed.num_parameters()
+    record.grown.held_out = measure(model, task.test)
+    record.events = controller.events
+    record.field_reports = controller.field_reports
+    record.blueprint_names = {k.kernel_id: k.blueprint_name for k in controller.kernels}
+    record.weights_sha256 = bed.weights_sha256()
+
+
+def train_twin(task: Task, record: RunRecord, ui: Ui, stop: StopSignals) -> None:
+    """Train the same host from the same seed, without Esper, filling `record.twin`."""
+    config = record.config
+    model = build_host(config.host, task, seed=config.seed)
+    twin = Training(parameters=record.parameters_before)
+    with _until_stopped(record):
+        for _ in _epochs("twin", twin, model, _optimizer(model, config), task, config, ui, stop):
+            pass
+        twin.held_out = measure(model, task.test)
+        record.twin = twin
+
+
+def _epochs(
+    label: str,
+    training: Training,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    config: RunConfig,
+    ui: Ui,
+    stop: StopSignals,
+) -> Iterator[Point]:
+    """Train epoch by epoch, yielding each one's figures at its decision point."""
+    ui.begin(label, config.epochs)
+    for epoch in range(config.epochs):
+        train_loss = train_epoch(
+            model,
+            optimizer,
+            task.train,
+            batch_size=config.batch_size,
+            order_seed=config.seed * 1_000_003 + epoch,
+            stop=lambda: stop.requested,
+        )
+        figures = measure(model, task.validation)
+        point = Point(
+            epoch=epoch,
+            train_loss=train_loss,
+            val_loss=figures.loss,
+            val_accuracy=figures.accuracy,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+        training.curve.append(point)
+        ui.epoch(label, point, config.epochs)
+        yield point
+
+
+def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+
+
+def _urls(config: RunConfig, folder: RunFolder) -> RuntimeUrls:
+    """Fill in the embedded defaults, which live in the run folder."""
+    here = folder.path.resolve()
+    shared = config.library is not None
+    return RuntimeUrls(
+        bus=f"memory://{folder.run_id}" if config.bus == "memory://" else config.bus,
+        library=config.library or f"sqlite:///{here / 'library.db'}",
+        artifacts=config.artifacts or f"file://{here / 'artifacts'}",
+        signing_key_file=config.out.resolve() / "urabrask.key" if shared else None,
+    )
+
+
+@contextmanager
+def _until_stopped(record: RunRecord) -> Generator[None]:
+    try:
+        yield
+    except StopRequestedError:
+        record.interrupted = True
+
+
+def _result(record: RunRecord) -> dict[str, object]:
+    return {
+        "weights_sha256": record.weights_sha256,
+        "parameters": record.grown.parameters,
+        "interrupted": record.interrupted,
+    }
+
+
+def _save(folder: RunFolder, bed: SeedBed, record: RunRecord) -> None:
+    """Write everything that a run leaves; the folder is kept from here on."""
+    try:
+        bed.save(folder.path)
+        folder.write_text("config.yaml", record.config.to_yaml())
+        summary = summarise(record)
+        folder.write_json("summary.json", summary)
+        folder.write_text("report.html", render_report(record))
+    except OSError as error:
+        raise ConfigError(
+            f"the run could not be saved in {folder.final_path}: {error.strerror}; "
+            "make room or choose another folder with --out"
+        ) from error
+    folder.keep = True

@@ -1,0 +1,288 @@
+"""Everything beside the training thread: the bus, the library and the workers of one run.
+
+One thread runs the event loop with the bus client; each worker handles its messages in a thread of its
+own. The training thread only ever queues messages (`publish`) and, before the first step, waits for
+the forge and the crucible (`forge.prepare`).
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from esper.contracts import (
+    BackendUnavailableError,
+    Bus,
+    Delivery,
+    Endorser,
+    EsperError,
+    KasminaCommand,
+    KernelCharacterized,
+    KernelReady,
+    Library,
+    MessageError,
+    Payload,
+    TopicNames,
+    Worker,
+    WorkerContext,
+    get_logger,
+    serve,
+    topic_of,
+)
+from esper.contracts.registry import (
+    artifact_store_factory,
+    bus_factory,
+    library_factory,
+    worker_factory,
+)
+
+_log = get_logger(__name__)
+
+SENDER = "tamiyo"
+ENDORSER = "urabrask"
+WORKERS = ("tezzeret", ENDORSER, "urza")
+"""The workers of a run: forge, crucible, archivist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeUrls:
+    """Where a run's bus, library and artifacts are."""
+
+    bus: str
+    library: str
+    artifacts: str
+    signing_key_file: Path | None = None
+
+
+class Runtime:
+    """The bus, library and workers of one run; a context manager.
+
+    Opening it connects everything or raises with nothing left running.
+    """
+
+    def __init__(self, run_id: str, urls: RuntimeUrls) -> None:
+        self.run_id = run_id
+        self._bus: Bus = bus_factory(urls.bus)(urls.bus)
+        artifacts = artifact_store_factory(urls.artifacts)(urls.artifacts)
+        self.library: Library = library_factory(urls.library)(urls.library, artifacts)
+        context = WorkerContext(library=self.library, signing_key_file=urls.signing_key_file)
+        self._workers: list[Worker] = [worker_factory(name)(context) for name in WORKERS]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="esper-bus", daemon=True
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = threading.Condition()
+        self._topic_counts: Counter[TopicNames] = Counter()
+        self._published: Counter[TopicNames] = Counter()
+        self._commands: list[KasminaCommand] = []
+        self._ready: dict[tuple[str, str], str] = {}
+        self._characterized: dict[str, KernelCharacterized] = {}
+        self._failures: list[EsperError] = []
+        self._pause = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Connect to the library and the bus and start the workers.
+
+        Raises:
+            BackendUnavailableError: if a server cannot be reached or refuses the credentials.
+
+        """
+        self.library.open()
+        self._thread.start()
+        try:
+            self._run(self._open())
+        except BaseException:
+            self._stop_loop()
+            self.library.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the workers, send what is queued, disconnect."""
+        try:
+            self._run(self._close())
+        finally:
+            self._stop_loop()
+            self.library.close()
+
+    @property
+    def public_key(self) -> bytes:
+        """The key that the crucible's endorsements verify against."""
+        crucible = next(worker for worker in self._workers if worker.name == ENDORSER)
+        return cast("Endorser", crucible).public_key
+
+    @property
+    def topic_counts(self) -> dict[str, int]:
+        """Messages of this run that came back from the bus, by topic."""
+        with self._changed:
+            return {topic.value: self._topic_counts[topic] for topic in TopicNames}
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Messages that never reached the bus, by topic; empty when all went well."""
+        return {topic.value: count for topic, count in self._bus.lost.items() if count}
+
+    def publish(self, payload: Payload) -> None:
+        """Queue `payload` for the bus and return at once; never blocks, never raises."""
+        with self._changed:
+            self._published[topic_of(payload)] += 1
+        self._bus.publish_nowait(payload, sender_id=SENDER, trace_id=self.run_id)
+
+    def take_commands(self) -> list[KasminaCommand]:
+        """Return the commands that others sent over the bus since the last call."""
+        with self._changed:
+            commands, self._commands = self._commands, []
+        return commands
+
+    def wait_for_kernels(
+        self, expected: set[tuple[str, str]], timeout_seconds: float
+    ) -> Mapping[tuple[str, str], KernelCharacterized]:
+        """Wait until every expected kernel was forged and judged.
+
+        Args:
+            expected: pairs of blueprint id and signature key.
+            timeout_seconds: for all of them together.
+
+        Raises:
+            EsperError: the first failure of a worker.
+            BackendUnavailableError: if time runs out.
+
+        """
+
+        def done() -> bool:
+            return bool(self._failures) or all(
+                self._ready.get(pair) in self._characterized for pair in expected
+            )
+
+        with self._changed:
+            in_time = self._changed.wait_for(done, timeout_seconds)
+            if self._failures:
+                raise self._failures[0]
+            if not in_time:
+                missing = sum(self._ready.get(p) not in self._characterized for p in expected)
+                raise BackendUnavailableError(
+                    f"{missing} of {len(expected)} kernels were not forged and judged within "
+                    f"{timeout_seconds:.0f} s; is the bus overloaded or the machine very slow? "
+                    "Try again, or use the embedded defaults (memory:// bus, no --library)"
+                )
+            return {pair: self._characterized[self._ready[pair]] for pair in expected}
+
+    def settle(self, num_field_reports: int, timeout_seconds: float = 10.0) -> bool:
+        """Wait until every message went round and the library has every outcome.
+
+        Returns False if that did not happen in time, as with a dead server: the run's own record is
+        complete all the same.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            sent = self._run(self._bus.flush(timeout_seconds))
+            with self._changed:
+                seen = sent and self._changed.wait_for(
+                    lambda: self._topic_counts >= self._published, deadline - time.monotonic()
+                )
+            while seen and len(self.library.field_reports(self.run_id)) < num_field_reports:
+                if time.monotonic() > deadline:
+                    return False
+                self._pause.wait(0.02)  # the archivist writes in its own thread
+            return seen
+        except EsperError as error:
+            _log.warning("the record outside the run folder is incomplete", error=str(error))
+            return False
+
+    def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` in the event loop's thread and return its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _open(self) -> None:
+        await self._bus.open()
+        for worker in self._workers:
+            # Groups exist before the first message is sent, or a worker would miss it.
+            await self._bus.create_group(worker.topics, group=self._group(worker.name))
+            self._start(
+                serve(
+                    worker,
+                    self._bus,
+                    group=self._group(worker.name),
+                    trace_id=self.run_id,
+                    on_error=self._note_failure,
+                )
+            )
+        await self._bus.create_group(TopicNames, group=self._group(SENDER))
+        self._start(self._listen())
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            for worker in self._workers:
+                await self._bus.remove_group(worker.topics, group=self._group(worker.name))
+            await self._bus.remove_group(TopicNames, group=self._group(SENDER))
+        except EsperError as error:
+            _log.warning("consumer groups were left on the bus", error=str(error))
+        await self._bus.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._note_end)
+        self._tasks.append(task)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Make a crashed worker known at once instead of by a time-out."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failure = EsperError(f"a worker crashed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            _log.error("a worker crashed", error=str(error), exc_info=error)
+            self._note_failure(failure)
+
+    def _note_failure(self, error: EsperError) -> None:
+        with self._changed:
+            self._failures.append(error)
+            self._changed.notify_all()
+
+    async def _listen(self) -> None:
+        """Count every message of this run and keep those that the training thread waits for."""
+        subscription = self._bus.subscribe(TopicNames, group=self._group(SENDER), consumer=SENDER)
+        async for delivery in subscription:
+            if delivery.message.trace_id == self.run_id:
+                with self._changed:
+                    self._topic_counts[delivery.message.topic] += 1
+                    self._keep(delivery)
+                    self._changed.notify_all()
+            await delivery.ack()
+
+    def _keep(self, delivery: Delivery) -> None:
+        try:
+            payload = delivery.payload()
+        except MessageError as error:
+            _log.error("message ignored", error=str(error))
+            return
+        match payload:
+            case KernelReady():
+                self._ready[payload.blueprint_id, payload.signature.key] = payload.kernel_id
+            case KernelCharacterized():
+                self._characterized[payload.report.kernel_id] = payload
+            case KasminaCommand() if delivery.message.sender_id != SENDER:
+                self._commands.append(payload)
+            case _:
+                pass
+
+    def _group(self, name: str) -> str:
+        """Consumer groups are the run's own, so that runs sharing a server do not share work."""
+        return f"{name}.{self.run_id}"
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,110 @@
+"""What a run came to: the record that the trainer fills and `summary.json` is made from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from esper.contracts import FieldReport, SeedEvent, SeedState
+from esper.tamiyo.config import RunConfig
+from esper.tamiyo.verdict import Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One epoch on a curve."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float | None
+    parameters: int
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One trained model: its curve, and its figures on held-out data."""
+
+    parameters: int
+    curve: list[Point] = field(default_factory=list[Point])
+    held_out: Figures | None = None
+    """On test data, which no decision was based on; None until trained."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures as `summary.json` shows them."""
+        figures = self.held_out
+        return {
+            "accuracy": figures.accuracy if figures is not None else None,
+            "loss": figures.loss if figures is not None else None,
+            "parameters": self.parameters,
+            "curve": [asdict(point) for point in self.curve],
+        }
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """Everything that a run leaves behind, as it comes to be."""
+
+    config: RunConfig
+    parameters_before: int
+    grown: Training
+    run_id: str = ""
+    twin: Training | None = None
+    events: Sequence[SeedEvent] = ()
+    field_reports: Sequence[FieldReport] = ()
+    blueprint_names: dict[str, str] = field(default_factory=dict[str, str])
+    """By kernel id."""
+    topics: dict[str, int] = field(default_factory=dict[str, int])
+    lost: dict[str, int] = field(default_factory=dict[str, int])
+    weights_sha256: str = ""
+    events_head: str = ""
+    complete: bool = True
+    """Whether bus and library confirmed everything; the event log is complete in any case."""
+    interrupted: bool = False
+
+
+def adaptations(record: RunRecord) -> list[dict[str, Any]]:
+    """Return every attempt to grow, in order, with the states it went through.
+
+    An attempt begins with GERMINATED; the return of a culled site to DORMANT closes it.
+    """
+    attempts: list[dict[str, Any]] = []
+    open_attempts: dict[tuple[int, int], dict[str, Any]] = {}
+    for event in record.events:
+        if event.to_state is SeedState.GERMINATED and event.kernel_id is not None:
+            attempt: dict[str, Any] = {
+                "seed_id": list(event.seed_id),
+                "site": event.site,
+                "blueprint": record.blueprint_names[event.kernel_id],
+                "kernel": event.kernel_id,
+                "states": [{"state": SeedState.DORMANT.value, "epoch": 0}],
+                "outcome": None,
+            }
+            attempts.append(attempt)
+            open_attempts[event.seed_id] = attempt
+        attempt = open_attempts[event.seed_id]
+        attempt["states"].append({"state": event.to_state.value, "epoch": event.epoch})
+        if event.to_state is not SeedState.DORMANT:
+            attempt["outcome"] = event.to_state.value
+    return attempts
+
+
+def summarise(record: RunRecord) -> dict[str, Any]:
+    """Return the content of `summary.json`."""
+    return {
+        "run_id": record.run_id,
+        "task": record.config.task,
+        "host": record.config.host,
+        "seed": record.config.seed,
+        "policy": record.config.policy,
+        "epochs": record.config.epochs,
+        "parameters_before": record.parameters_before,
+        "grown": record.grown.as_json(),
+        "twin": record.twin.as_json() if record.twin is not None else None,
+        "adaptations": adaptations(record),
+        "topics": record.topics,
+        "lost": record.lost,
+        "complete": record.complete,
+        "weights_sha256": record.weights_sha256,
+        "events_head": record.events_head,
+        "interrupted": record.interrupted,
+    }
