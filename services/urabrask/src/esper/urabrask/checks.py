@@ -1,0 +1,190 @@
+"""What a kernel must do to be called valid: one function and one limit for each property.
+
+The crucible applies every function in `CHECKS` to a `Specimen`. All inputs come from a generator of
+their own with a fixed seed, so a verdict is the same each time; no global setting or shared random
+stream is touched, because a training run may be going on in the same process.
+
+Shapes: `B` batch (rows), `D` features or channels, `H`, `W` height and width.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from esper.contracts import CheckResult, KernelSignature, SiteKind
+from esper.kasmina.kernels import DTYPES, probe_shape
+from esper.urabrask.meters import ForwardCost, forward_cost
+
+PROBE_SEED = 20240229
+NUM_ROWS = 32
+NUM_IMAGES = 8
+EXTENT = 8
+"""Height and width of the images that convolutional kernels are probed with."""
+
+IDENTITY_LIMIT = 1e-6
+"""Law 3 of the design: at birth a block changes the host's features by no more than this."""
+PERTURBATION = 0.1
+"""Standard deviation of what is added to the weights to wake a block whose last layer is zero."""
+LARGE_INPUT = 1e3
+LEARNING_STEPS = 40
+LEARNING_RATE = 1e-2
+"""Up to 32 features; wider blocks take it in inverse proportion, or they overshoot."""
+LEARNING_LIMIT = 0.95
+"""Loss after over loss before. Useful blocks get well below; one stuck at its birth stays at 1."""
+ROW_LIMITS = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+"""Largest relative difference that rounding explains, by type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specimen:
+    """A block under test, with everything that the checks share."""
+
+    block: nn.Module
+    """As it was forged."""
+    woken: nn.Module
+    """A copy with slightly perturbed weights, so that it does not compute zero."""
+    signature: KernelSignature
+    x: Tensor
+    """Ordinary inputs: standard normal, `(B, D)` or `(B, D, H, W)`."""
+    cost: ForwardCost
+    """Of one forward pass of `block` on `x`."""
+
+
+def make_specimen(block: nn.Module, signature: KernelSignature) -> Specimen:
+    """Prepare `block` for the checks; the block itself is never changed."""
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    num_rows = NUM_IMAGES if signature.kind is SiteKind.CHANNELS_2D else NUM_ROWS
+    shape = probe_shape(signature, batch=num_rows, extent=EXTENT)
+    x = torch.randn(shape, generator=generator).to(signature.device, DTYPES[signature.dtype])
+    woken = copy.deepcopy(block)
+    with torch.no_grad():
+        for parameter in woken.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise.to(parameter), alpha=PERTURBATION)
+    cost = forward_cost(block, x)
+    return Specimen(block=block, woken=woken, signature=signature, x=x, cost=cost)
+
+
+def within(name: str, value: float, limit: float, detail: str) -> CheckResult:
+    """Return the result of a check that passes when `value <= limit`; NaN never does."""
+    return CheckResult(name=name, passed=value <= limit, value=value, limit=limit, detail=detail)
+
+
+def check_shape(specimen: Specimen) -> CheckResult:
+    """Compare shape and type: a graft adds the output to the features, so they must be alike."""
+    out, x = _run(specimen.block, specimen.x), specimen.x
+    alike = out.shape == x.shape and out.dtype == x.dtype
+    detail = f"{tuple(x.shape)} {x.dtype} became {tuple(out.shape)} {out.dtype}"
+    return within("keeps_shape", float(not alike), 0, detail)
+
+
+def check_identity(specimen: Specimen) -> CheckResult:
+    """Bound the output right after loading: the host must compute what it computed before."""
+    worst = _run(specimen.block, specimen.x).abs().max().item()
+    return within("identity_at_birth", worst, IDENTITY_LIMIT, f"largest |f(h)| is {worst:.3g}")
+
+
+def check_finite(specimen: Specimen) -> CheckResult:
+    """Look for Inf and NaN, at birth and woken, on ordinary and on large inputs."""
+    outputs = [
+        _run(block, specimen.x * scale)
+        for block in (specimen.block, specimen.woken)
+        for scale in (1.0, LARGE_INPUT)
+    ]
+    bad = sum(int((~out.isfinite()).sum().item()) for out in outputs)
+    total = sum(out.numel() for out in outputs)
+    detail = f"{bad} of {total} outputs are not finite (inputs of scale 1 and {LARGE_INPUT:g})"
+    return within("finite", bad, 0, detail)
+
+
+def check_gradients(specimen: Specimen) -> CheckResult:
+    """Require a gradient at every weight, and at the input for the layers before the site."""
+    x = specimen.x.detach().clone().requires_grad_()
+    generator = torch.Generator().manual_seed(PROBE_SEED + 1)
+    direction = torch.randn(x.shape, generator=generator).to(x)
+    wanted = {"the input": x, **dict(specimen.woken.named_parameters())}
+    loss = (specimen.woken(x) * direction).sum()
+    # The stubs do not know that an unused weight's gradient is None.
+    found = cast(
+        "Sequence[Tensor | None]",
+        torch.autograd.grad(loss, list(wanted.values()), allow_unused=True),
+    )
+    dead = [
+        name
+        for name, gradient in zip(wanted, found, strict=True)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any()
+    ]
+    detail = f"no usable gradient at: {', '.join(dead)}" if dead else "every weight and the input"
+    return within("gradients_flow", len(dead), 0, detail)
+
+
+def check_learning(specimen: Specimen) -> CheckResult:
+    """Take a few Adam steps on a synthetic regression, a random mix of the features."""
+    # Half-precision kernels train with float32 weights, as under mixed precision.
+    dtype = torch.float64 if specimen.signature.dtype == "float64" else torch.float32
+    learner, x = copy.deepcopy(specimen.block).to(dtype), specimen.x.to(dtype)
+    target = _regression_target(x, specimen.signature)
+    rate = LEARNING_RATE * min(1.0, 32 / specimen.signature.features)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=rate)
+    losses: list[float] = []
+    for _ in range(LEARNING_STEPS + 1):
+        loss = (learner(x) - target).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+    ratio = losses[-1] / losses[0]
+    detail = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {LEARNING_STEPS} Adam steps"
+    return within("learns", ratio, LEARNING_LIMIT, detail)
+
+
+def check_rows(specimen: Specimen) -> CheckResult:
+    """Change some rows and watch the others: no allowed operator lets one row see another."""
+    other = specimen.x.roll(1, dims=0) * 3
+    half = len(other) // 2
+    other[:half] = specimen.x[:half]
+    before, after = (_run(specimen.woken, x)[:half].double() for x in (specimen.x, other))
+    scale = max(before.abs().max().item(), 1e-30)
+    worst = (before - after).abs().max().item() / scale
+    detail = f"changing half of the rows moves the others by {worst:.3g}, relative to the largest"
+    return within("rows_independent", worst, ROW_LIMITS[specimen.signature.dtype], detail)
+
+
+def check_randomness(specimen: Specimen) -> CheckResult:
+    """Count random draws, which would disturb the host's own streams.
+
+    Draws are counted where they happen. To compare the global random state instead would blame the
+    kernel for what a training run in another thread draws meanwhile.
+    """
+    draws = specimen.cost.num_random_draws
+    return within("no_random_draws", draws, 0, f"{draws} random operations in one forward pass")
+
+
+CHECKS: dict[str, Callable[[Specimen], CheckResult]] = {
+    "keeps_shape": check_shape,
+    "identity_at_birth": check_identity,
+    "finite": check_finite,
+    "gradients_flow": check_gradients,
+    "learns": check_learning,
+    "rows_independent": check_rows,
+    "no_random_draws": check_randomness,
+}
+"""Every property by the name of its result."""
+
+
+def _run(block: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return block(x)
+
+
+def _regression_target(x: Tensor, signature: KernelSignature) -> Tensor:
+    """Return tanh of a fixed random mix of the features of `x`, in the shape of `x`."""
+    generator = torch.Generator().manual_seed(PROBE_SEED + 2)
+    width = signature.features
+    mix = torch.randn(width, width, generator=generator).to(x) / width**0.5  # (D, D)
+    subscripts = "bd...,de->be..." if signature.kind is SiteKind.CHANNELS_2D else "b...d,de->b...e"
+    return torch.tanh(torch.einsum(subscripts, x, mix))
