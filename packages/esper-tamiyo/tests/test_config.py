@@ -1,0 +1,60 @@
+"""The run's configuration: validation, overriding, and no passwords on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from esper.contracts import ConfigError, load_yaml
+from esper.tamiyo import RunConfig
+from esper.tamiyo.config import override, without_password
+
+
+def test_the_written_configuration_reads_back_as_the_same(tmp_path: Path) -> None:
+    config = RunConfig(
+        task="mnist1d", seed=7, epochs=3, library="sqlite:///a.db", artifacts="file:b"
+    )
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_yaml(tmp_path / "config.yaml", RunConfig) == config
+
+
+def test_passwords_are_not_written() -> None:
+    config = RunConfig(
+        bus="redis://:hunter2@localhost:6379/0",
+        library="postgresql+psycopg://me:hunter2@db:5432/urza_db",
+        artifacts="s3://bucket?endpoint=http://localhost:9000",
+    )
+    text = config.to_yaml()
+    assert "hunter2" not in text
+    assert "postgresql+psycopg://me@db:5432/urza_db" in text
+
+
+def test_a_url_without_a_password_stays_as_it_is() -> None:
+    for url in ("memory://", "sqlite:///library.db", "s3://bucket?endpoint=http://localhost:9000"):
+        assert without_password(url) == url
+
+
+def test_given_options_win_and_missing_ones_change_nothing() -> None:
+    config = override(RunConfig(seed=3, epochs=5), {"seed": 4, "epochs": None})
+    assert (config.seed, config.epochs) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"library": "sqlite:///x.db"}, "library is given without artifacts"),
+    ],
+)
+def test_a_bad_option_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(RunConfig(), changes)
+
+
+def test_an_unknown_key_in_a_file_names_the_line_and_the_nearest_key(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("task: digits\nepoch: 5\n")
+    with pytest.raises(
+        ConfigError, match=r"run\.yaml:2: unknown key 'epoch'; did you mean 'epochs'"
+    ):
+        load_yaml(path, RunConfig)

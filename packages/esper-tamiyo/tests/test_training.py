@@ -1,0 +1,72 @@
+"""The plain training loop, and stopping it."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from esper.tamiyo import build_host, load_task
+from esper.tamiyo.stopping import StopRequestedError, StopSignals
+from esper.tamiyo.training import measure, train_epoch
+
+
+def _trained(order_seed: int) -> torch.nn.Module:
+    task = load_task("digits")
+    model = build_host("mlp", task, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    train_epoch(model, optimizer, task.train, batch_size=64, order_seed=order_seed)
+    return model
+
+
+def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_an_epoch_depends_on_its_order_seed_only() -> None:
+    one = _trained(5)
+    torch.rand(3)
+    assert _equal(one, _trained(5))
+    assert not _equal(one, _trained(6))
+
+
+def test_training_lowers_the_loss() -> None:
+    task = load_task("digits")
+    before = measure(build_host("mlp", task, seed=0), task.validation)
+    assert measure(_trained(0), task.validation).loss < before.loss
+
+
+def test_measuring_leaves_the_mode_as_it_was() -> None:
+    task = load_task("digits")
+    model = build_host("mlp", task, seed=0).train()
+    measure(model, task.test)
+    assert model.training
+
+
+def test_a_request_to_stop_is_honoured_between_two_steps() -> None:
+    task = load_task("digits")
+    model = build_host("mlp", task, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    answers = iter([False, False, True])
+    with pytest.raises(StopRequestedError):
+        train_epoch(
+            model, optimizer, task.train, batch_size=64, order_seed=0, stop=lambda: next(answers)
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        stop.defer()
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_interrupts_at_once_while_there_is_nothing_to_save() -> None:
+    with StopSignals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
