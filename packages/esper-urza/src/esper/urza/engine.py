@@ -1,0 +1,183 @@
+"""Connections to the library's database: which driver, which options, and what its errors mean.
+
+`library` and the migrations get their engines here; every driver exception leaves through
+`translated`.
+"""
+
+import sqlite3
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from esper.contracts import BackendUnavailableError, ConfigError, EsperError, MessageError
+
+_CONNECT_SECONDS = 5
+_LOCK_SECONDS = 15
+"""How long a writer waits for another one of the same SQLite file."""
+
+WRITES = "esper_writes"
+"""Execution option of an engine whose transactions take the write lock at once."""
+
+
+def parse_url(url: str) -> sa.URL:
+    """Return `url` with the driver filled in: `postgresql://` means psycopg 3.
+
+    Raises:
+        ConfigError: if it is malformed, or no SQLite or PostgreSQL URL.
+
+    """
+    expected = (
+        "expected sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (in memory) "
+        "or postgresql+psycopg://user:password@host:port/database"
+    )
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+        raise ConfigError(f"the library's URL is malformed; {expected}") from error
+    if parsed.drivername in ("postgresql", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+        if parsed.host:
+            raise ConfigError(f"the library's SQLite URL names a host, {parsed.host!r}; {expected}")
+        return parsed
+    raise ConfigError(f"the library's URL has scheme {parsed.drivername!r}; {expected}")
+
+
+def place(url: sa.URL) -> str:
+    """Return where the database is, without credentials."""
+    if url.get_backend_name() == "sqlite":
+        in_memory = url.database in (None, "", ":memory:")
+        return (
+            "SQLite in memory" if in_memory else f"SQLite file {Path(str(url.database)).absolute()}"
+        )
+    host = url.host or url.query.get("host") or "localhost"
+    return f"PostgreSQL {host}:{url.port or 5432}/{url.database or url.username or ''}"
+
+
+def make_engine(url: sa.URL) -> sa.Engine:
+    """Return an engine for `url`; does not connect."""
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    timeout: dict[str, Any] = (
+        {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
+    )
+    # Times come back in the session's zone; UTC keeps every legal one within Python's years.
+    utc = {} if "options" in url.query else {"options": "-c timezone=utc"}
+    return sa.create_engine(
+        url, pool_pre_ping=True, hide_parameters=True, connect_args=timeout | utc
+    )
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "check_same_thread": False}
+    if url.database in (None, "", ":memory:"):
+        # One connection is the database; the pool hands it to one thread at a time.
+        engine = sa.create_engine(
+            url,
+            hide_parameters=True,
+            connect_args=options,
+            poolclass=sa.QueuePool,
+            pool_size=1,
+            max_overflow=0,
+        )
+    else:
+        engine = sa.create_engine(url, hide_parameters=True, connect_args=options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # None: Python's driver opens no transactions of its own, `_begin_sqlite` does.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    # With the write-ahead log this survives a crash of the process; only power loss may cost the
+    # last transactions, never consistency.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    _use_write_ahead_log(connection)
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer of the file work side by side; in memory this changes nothing."""
+    # SQLite does not wait when two processes switch a new file at the same moment; one is refused.
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads first and writes later fails when another one wrote in between;
+    # taking the write lock at the start makes writers queue instead.
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def translated(url: sa.URL) -> Generator[None]:
+    """Turn the driver's exceptions within the context into Esper's."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise _translate(url, error) from error
+
+
+def _translate(url: sa.URL, error: SQLAlchemyError) -> EsperError:
+    said = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+    if url.password:
+        said = said.replace(str(url.password), "***")
+    if isinstance(error, DataError):
+        return MessageError(f"the library ({place(url)}) cannot store this value: {said}")
+    if isinstance(error, PoolTimeoutError):
+        advice = "too many threads use the library at once; use fewer"
+    elif url.get_backend_name() == "sqlite":
+        advice = _sqlite_advice(url, said)
+    else:
+        advice = _postgres_advice(url, said)
+    return BackendUnavailableError(f"the library ({place(url)}) is not available: {said}; {advice}")
+
+
+def _sqlite_advice(url: sa.URL, said: str) -> str:
+    file = Path(str(url.database))
+    if "unable to open" in said:
+        if not file.parent.is_dir():
+            return f"there is no folder {file.parent.absolute()}; make it first"
+        return "check that the file and its folder can be read and written"
+    for phrase, advice in (
+        ("locked", "another process holds it; end that process or try again"),
+        ("readonly", "the file or its folder is not writable; change its mode or use another file"),
+        ("not a database", "the file is something else; use another name"),
+        ("malformed", "the file is damaged; restore a copy or use another name"),
+        ("full", "free some space"),
+    ):
+        if phrase in said:
+            return advice
+    return "check the file"
+
+
+def _postgres_advice(url: sa.URL, said: str) -> str:
+    for phrase, advice in (
+        ("password", "check the user and password in DATABASE_URL or POSTGRES_*"),
+        ("role", "check the user in DATABASE_URL or POSTGRES_USER"),
+        ("pg_hba.conf", "the server does not let this user in from here; check its pg_hba.conf"),
+        ("permission denied", "the user lacks rights on this database; grant them"),
+        ("does not exist", f"create the database first, for example `createdb {url.database}`"),
+        ("too many clients", "the server has no connection left; close others or raise its limit"),
+        ("starting up", "the server is still starting; try again"),
+    ):
+        if phrase in said:
+            return advice
+    return "check that the server runs and that host and port are right"
