@@ -80,7 +80,7 @@ class RedisServer:
             return
         attempts = 1 if self.port else _START_ATTEMPTS
         for attempt in range(1, attempts + 1):
-            port = self.port or _free_port()
+            port = self.port or free_port()
             self._process = self._launch(port)
             if self._wait_until_up(port):
                 self.port = port
@@ -131,7 +131,8 @@ class RedisServer:
         return log.read_text(errors="replace")[-2000:] if log.exists() else "(it left no log)"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a localhost port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,0 +1,273 @@
+"""What only a real server can do: be away, refuse, hold what is no message."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from esper.contracts import (
+    BackendUnavailableError,
+    Bus,
+    Delivery,
+    HealthSignal,
+    Payload,
+    TopicNames,
+)
+from esper.oona import open_redis_bus
+from esper.testkit.redis import RedisServer, start_redis
+
+type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
+type MakeUrl = Callable[..., str]
+type Health = Callable[[int], HealthSignal]
+
+HEALTH = TopicNames.TELEMETRY_SEED_HEALTH
+COMMANDS = TopicNames.CONTROL_KASMINA_COMMANDS
+
+
+def raw_client(url: str) -> Any:
+    return Redis.from_url(url.partition("?")[0])  # pyright: ignore[reportUnknownMemberType]
+
+
+def stream_key(url: str, topic: TopicNames) -> str:
+    prefix = url.partition("prefix=")[2].partition("&")[0]
+    return f"{prefix}:{topic.value}"
+
+
+def publish(bus: Bus, payload: Payload) -> None:
+    bus.publish_nowait(payload, sender_id="tests", trace_id="run-1")
+
+
+async def read_until(deliveries: AsyncIterator[Delivery], epoch: int) -> list[int]:
+    """Take and acknowledge health signals up to the one of `epoch`; return their epochs."""
+    seen: list[int] = []
+    while not seen or seen[-1] != epoch:
+        delivery = await anext(deliveries)
+        await delivery.ack()
+        seen.append(cast("HealthSignal", delivery.payload()).epoch)
+    return seen
+
+
+async def test_dead_server_is_named_with_what_to_do() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        bus = open_redis_bus(f"redis://:very-secret@127.0.0.1:{port}/0")
+        with pytest.raises(BackendUnavailableError) as caught:
+            await bus.open()
+    message = str(caught.value)
+    assert f"no Redis server answers at 127.0.0.1:{port}" in message
+    assert "docker compose" in message
+    assert "memory://" in message
+    assert "very-secret" not in message
+
+
+@pytest.mark.parametrize("credentials", ["", ":very-wrong@", "nobody:very-wrong@"])
+async def test_wrong_password_is_named_as_such(tmp_path: Path, credentials: str) -> None:
+    with start_redis(tmp_path, password="open-sesame") as server:
+        bus = open_redis_bus(f"redis://{credentials}{server.host}:{server.port}")
+        with pytest.raises(BackendUnavailableError, match="refuses the credentials") as caught:
+            await bus.open()
+        assert f"{server.host}:{server.port}" in str(caught.value)
+        assert "very-wrong" not in str(caught.value)
+        right = open_redis_bus(server.url)
+        await right.open()
+        await right.close()
+
+
+async def test_server_that_does_not_speak_tls_is_unavailable(redis_server: RedisServer) -> None:
+    bus = open_redis_bus(f"rediss://{redis_server.host}:{redis_server.port}?ssl_cert_reqs=none")
+    with pytest.raises(BackendUnavailableError, match="no Redis server answers"):
+        await bus.open()
+
+
+async def test_database_that_does_not_exist_is_refused(redis_server: RedisServer) -> None:
+    bus = open_redis_bus(f"redis://{redis_server.host}:{redis_server.port}/999")
+    with pytest.raises(BackendUnavailableError, match=r"refused a command: .*out of range"):
+        await bus.open()
+
+
+async def test_outage_loses_nothing_that_was_queued_and_the_consumer_goes_on(
+    tmp_path: Path, connect: Connect, health: Health
+) -> None:
+    with start_redis(tmp_path) as server:
+        async with connect(server.url) as bus:
+            await bus.create_group([HEALTH], group="readers")
+            reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+            waits = asyncio.ensure_future(read_until(reader, 299))
+            for epoch in range(100):
+                publish(bus, health(epoch))
+            assert await bus.flush(10.0)
+            server.stop()
+            for epoch in range(100, 200):
+                publish(bus, health(epoch))
+            assert not await bus.flush(0.1)
+            server.start()
+            for epoch in range(200, 300):
+                publish(bus, health(epoch))
+            seen = await waits
+            assert sorted(set(seen)) == list(range(300))
+            assert not bus.lost
+
+
+async def test_publish_and_ack_wait_out_a_short_outage(
+    tmp_path: Path, connect: Connect, health: Health
+) -> None:
+    with start_redis(tmp_path) as server:
+        async with connect(server.url) as bus:
+            await bus.create_group([HEALTH], group="readers")
+            await bus.publish(health(0), sender_id="tests", trace_id="run-1")
+            reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+            delivery = await anext(reader)
+            server.stop()
+            asyncio.get_running_loop().call_later(0.1, server.start)
+            await delivery.ack()
+            server.stop()
+            asyncio.get_running_loop().call_later(0.1, server.start)
+            await bus.publish(health(1), sender_id="tests", trace_id="run-1")
+            assert await read_until(reader, 1) == [1]
+
+
+async def test_closing_without_a_server_is_quick_and_counts_what_is_lost(
+    tmp_path: Path, connect: Connect, health: Health, samples: dict[TopicNames, Payload]
+) -> None:
+    with start_redis(tmp_path) as server:
+        async with connect(server.url) as bus:
+            server.stop()
+            for epoch in range(150):
+                publish(bus, health(epoch))
+            publish(bus, samples[COMMANDS])
+            async with asyncio.timeout(6.0):
+                await bus.close()
+            assert bus.lost == {HEALTH: 150, COMMANDS: 1}
+
+
+async def test_server_that_lost_its_data_gets_its_groups_back(
+    redis_url: MakeUrl,
+    connect: Connect,
+    health: Health,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group([HEALTH], group="readers")
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+        publish(bus, health(0))
+        assert await read_until(reader, 0) == [0]
+        await raw.delete(stream_key(url, HEALTH))
+        publish(bus, health(1))
+        publish(bus, health(2))
+        assert await bus.flush(10.0)
+        assert await read_until(reader, 2) == [1, 2]
+    assert "consumer group vanished" in capsys.readouterr().err
+
+
+async def test_entries_that_are_no_messages_go_to_the_dead_letters(
+    redis_url: MakeUrl,
+    connect: Connect,
+    health: Health,
+    samples: dict[TopicNames, Payload],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group(TopicNames, group="readers")
+        command = await bus.publish(samples[COMMANDS], sender_id="tests", trace_id="run-1")
+        bad_entries = [
+            {"other": "field"},
+            {"message": b"\xff not json"},
+            {"message": '{"topic": "system.events.epoch"}'},
+            {"message": command.model_dump_json()},  # on the wrong topic
+        ]
+        for fields in bad_entries:
+            await raw.xadd(stream_key(url, HEALTH), fields)
+        publish(bus, health(0))
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+        assert await read_until(reader, 0) == [0]
+        dead = stream_key(url, HEALTH).partition(":")[0] + ":dead-letters"
+        letters = [fields for _, fields in await raw.xrange(dead)]
+        pending = await raw.xpending(stream_key(url, HEALTH), "readers")
+    reasons = [letter[b"reason"].decode() for letter in letters]
+    assert len(reasons) == 4
+    assert "has no field 'message'" in reasons[0]
+    assert "no envelope" in reasons[1]
+    assert "no envelope" in reasons[2]
+    assert "belongs on control.kasmina.commands" in reasons[3]
+    assert letters[3][b"message"] == command.model_dump_json().encode()
+    assert pending["pending"] == 0
+    assert capsys.readouterr().err.count("undecodable message") == 4
+
+
+async def test_full_server_makes_the_outbox_wait(
+    tmp_path: Path, connect: Connect, health: Health
+) -> None:
+    with start_redis(tmp_path) as server:
+        async with connect(server.url) as bus, raw_client(server.url) as raw:
+            await bus.create_group([HEALTH], group="readers")
+            await raw.config_set("maxmemory", "1")
+            publish(bus, health(0))
+            assert not await bus.flush(0.2)
+            await raw.config_set("maxmemory", "0")
+            assert await bus.flush(10.0)
+            assert not bus.lost
+            reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+            assert await read_until(reader, 0) == [0]
+
+
+async def test_refused_message_is_counted_and_holds_up_no_other(
+    redis_url: MakeUrl, connect: Connect, health: Health, samples: dict[TopicNames, Payload]
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group([HEALTH], group="readers")
+        await raw.set(stream_key(url, COMMANDS), "not a stream")
+        publish(bus, samples[COMMANDS])
+        publish(bus, health(0))
+        assert await bus.flush(10.0)
+        assert bus.lost == {COMMANDS: 1}
+        with pytest.raises(BackendUnavailableError, match="refused a command: WRONGTYPE"):
+            await bus.publish(samples[COMMANDS], sender_id="tests", trace_id="run-1")
+        with pytest.raises(BackendUnavailableError, match="refused a command: WRONGTYPE"):
+            await anext(bus.subscribe([COMMANDS], group="readers", consumer="one"))
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+        assert await read_until(reader, 0) == [0]
+
+
+async def test_message_trimmed_while_in_hand_does_not_stop_the_group(
+    redis_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    url = redis_url(0.1)
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group([HEALTH], group="readers")
+        publish(bus, health(0))
+        await anext(bus.subscribe([HEALTH], group="readers", consumer="one"))
+        await raw.xtrim(stream_key(url, HEALTH), maxlen=0, approximate=False)
+        publish(bus, health(1))
+        reader = bus.subscribe([HEALTH], group="readers", consumer="two")
+        assert await read_until(reader, 1) == [1]
+
+
+async def test_entries_that_waited_too_long_in_a_consumer_are_left_to_others(
+    redis_url: MakeUrl, connect: Connect, samples: dict[TopicNames, Payload]
+) -> None:
+    async with connect(redis_url(0.2)) as bus:
+        await bus.create_group(TopicNames, group="readers")
+        for payload in samples.values():
+            publish(bus, payload)
+        assert await bus.flush(10.0)
+        slow = bus.subscribe(TopicNames, group="readers", consumer="slow")
+        first = await anext(slow)
+        quick = bus.subscribe(TopicNames, group="readers", consumer="quick")
+        others = [await anext(quick) for _ in samples]  # the slow one read one of each topic
+        for delivery in others:
+            await delivery.ack()
+        publish(bus, samples[COMMANDS])
+        after = await anext(slow)
+    assert {delivery.message.topic for delivery in others} == set(TopicNames)
+    assert {delivery.delivery_count for delivery in others} == {2}
+    assert first.message.event_id in {delivery.message.event_id for delivery in others}
+    assert after.message.event_id not in {delivery.message.event_id for delivery in others}
