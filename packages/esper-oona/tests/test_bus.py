@@ -124,6 +124,20 @@ async def test_messages_of_a_closed_consumer_go_to_another_at_once(
     assert [delivery.delivery_count for delivery in taken] == [2, 1]
 
 
+async def test_messages_of_a_closed_client_go_to_another_at_once(
+    make_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(make_url()) as bus:
+        await bus.create_group([HEALTH], group="readers")
+        await publish(bus, health(0))
+        async with connect(make_url()) as dying:
+            held = dying.subscribe([HEALTH], group="readers", consumer="one")
+            await anext(held)
+        [delivery] = await take(bus.subscribe([HEALTH], group="readers", consumer="two"), 1)
+        assert delivery.delivery_count == 2
+        assert await anext(held, None) is None
+
+
 async def test_messages_of_a_silent_consumer_go_to_another_in_time(
     make_url: MakeUrl, connect: Connect, health: Health
 ) -> None:

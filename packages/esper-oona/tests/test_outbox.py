@@ -3,7 +3,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.contracts import BackendUnavailableError, TopicNames
@@ -16,6 +16,7 @@ puts = st.sampled_from([HEALTH, EPOCH, TopicNames.CONTROL_KASMINA_COMMANDS])
 takes = st.integers(min_value=0, max_value=4)
 
 
+@settings(deadline=None)
 @given(capacity=st.integers(min_value=1, max_value=6), actions=st.lists(puts | takes, max_size=60))
 def test_queue_keeps_order_and_drops_telemetry_first(
     capacity: int, actions: list[TopicNames | int]

@@ -79,10 +79,19 @@ async def test_wrong_password_is_named_as_such(tmp_path: Path, credentials: str)
         await right.close()
 
 
-async def test_server_that_does_not_speak_tls_is_unavailable(redis_server: RedisServer) -> None:
-    bus = open_redis_bus(f"rediss://{redis_server.host}:{redis_server.port}?ssl_cert_reqs=none")
-    with pytest.raises(BackendUnavailableError, match="no Redis server answers"):
-        await bus.open()
+async def test_rediss_speaks_tls() -> None:
+    first_bytes: list[bytes] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first_bytes.append(await reader.read(1))
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        bus = open_redis_bus(f"rediss://127.0.0.1:{port}?ssl_cert_reqs=none")
+        with pytest.raises(BackendUnavailableError, match="no Redis server answers"):
+            await bus.open()
+    assert first_bytes == [b"\x16"]  # a TLS handshake record (RFC 8446, section 5.1)
 
 
 async def test_database_that_does_not_exist_is_refused(redis_server: RedisServer) -> None:
@@ -133,15 +142,20 @@ async def test_publish_and_ack_wait_out_a_short_outage(
 
 
 async def test_closing_without_a_server_is_quick_and_counts_what_is_lost(
-    tmp_path: Path, connect: Connect, health: Health, samples: dict[TopicNames, Payload]
+    tmp_path: Path,
+    connect: Connect,
+    health: Health,
+    samples: dict[TopicNames, Payload],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("esper.oona.redis_streams._CLOSE_SECONDS", 0.3)
     with start_redis(tmp_path) as server:
         async with connect(server.url) as bus:
             server.stop()
             for epoch in range(150):
                 publish(bus, health(epoch))
             publish(bus, samples[COMMANDS])
-            async with asyncio.timeout(6.0):
+            async with asyncio.timeout(3.0):
                 await bus.close()
             assert bus.lost == {HEALTH: 150, COMMANDS: 1}
 

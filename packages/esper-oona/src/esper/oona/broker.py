@@ -21,15 +21,17 @@ from esper.oona.delivery import MAX_BACKLOG
 _log = get_logger(__name__)
 
 
-class Waiter:
-    """A consumer that waits in its own event loop; `wake` may be called from any thread."""
+class Consumer:
+    """One consumer of a group, in its own event loop; holds messages and waits for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, topics: Collection[TopicNames], group: str) -> None:
+        self.topics = frozenset(topics)
+        self.group = group
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
     def wake(self) -> None:
-        """End the wait; harmless when the consumer's loop is closed already."""
+        """End the wait, from any thread; harmless when the consumer's loop is closed already."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._event.set)
 
@@ -50,7 +52,7 @@ class Item:
     topic: TopicNames
     group: str
     data: bytes
-    holder: object | None = None
+    holder: Consumer | None = None
     """Who has it in hand; None while it waits."""
     delivered_at: float = 0.0
     """Monotonic seconds of the latest delivery."""
@@ -66,7 +68,8 @@ class _Queue:
     """Heap of sequence numbers that wait; one that left `unacknowledged` is skipped."""
     pending: dict[int, Item] = field(default_factory=dict[int, Item])
     """In hand, in order of delivery."""
-    waiters: set[Waiter] = field(default_factory=set[Waiter])
+    waiters: set[Consumer] = field(default_factory=set[Consumer])
+    """Whom to wake when a message comes."""
 
     def add(self, item: Item) -> None:
         if len(self.unacknowledged) >= MAX_BACKLOG:
@@ -101,15 +104,15 @@ class Broker:
 
     def publish(self, topic: TopicNames, data: bytes) -> None:
         """Give the message to every group of the topic."""
-        woken: set[Waiter] = set()
+        woken: set[Consumer] = set()
         with self._lock:
             sequence = next(self._sequence)
             for group, queue in self._queues[topic].items():
                 queue.add(Item(sequence=sequence, topic=topic, group=group, data=data))
                 woken |= queue.waiters
                 queue.waiters.clear()
-        for waiter in woken:
-            waiter.wake()
+        for consumer in woken:
+            consumer.wake()
 
     def create_group(self, topics: Collection[TopicNames], group: str) -> None:
         """Keep messages for `group` from now on; idempotent."""
@@ -119,45 +122,37 @@ class Broker:
 
     def remove_group(self, topics: Collection[TopicNames], group: str) -> None:
         """Forget `group` and what it has not acknowledged; idempotent."""
-        woken: set[Waiter] = set()
+        woken: set[Consumer] = set()
         with self._lock:
             for topic in topics:
                 if queue := self._queues[topic].pop(group, None):
                     woken |= queue.waiters
-        for waiter in woken:
-            waiter.wake()
+        for consumer in woken:
+            consumer.wake()
 
-    def take(
-        self,
-        topics: Collection[TopicNames],
-        group: str,
-        *,
-        holder: object,
-        reclaim_after_seconds: float,
-        waiter: Waiter,
-    ) -> Item | float:
-        """Hand the group's oldest waiting message to `holder`.
+    def take(self, consumer: Consumer, *, reclaim_after_seconds: float) -> Item | float:
+        """Hand the oldest message that waits for the consumer's group to the consumer.
 
         Returns:
-            the message, or for how many seconds `waiter` should wait: it is woken when one comes,
-            and must look again by itself when one in another's hands may have become overdue.
+            the message, or for how many seconds the consumer should wait: it is woken when one
+            comes, and must look again by itself when one in another's hands may be overdue.
 
         """
         now = time.monotonic()
         with self._lock:
-            queues = [self._queue(topic, group) for topic in topics]
+            queues = [self._queue(topic, consumer.group) for topic in consumer.topics]
             wait_seconds = reclaim_after_seconds
             for queue in queues:
                 wait_seconds = min(wait_seconds, _reclaim(queue, now, reclaim_after_seconds))
             heads = [(head, queue) for queue in queues if (head := queue.head()) is not None]
             if not heads:
                 for queue in queues:
-                    queue.waiters.add(waiter)
+                    queue.waiters.add(consumer)
                 return wait_seconds
             sequence, queue = min(heads, key=lambda pair: pair[0])
             heapq.heappop(queue.ready)
             item = queue.pending[sequence] = queue.unacknowledged[sequence]
-            item.holder, item.delivered_at = holder, now
+            item.holder, item.delivered_at = consumer, now
             item.delivery_count += 1
             return item
 
@@ -167,16 +162,14 @@ class Broker:
             if queue := self._queues[item.topic].get(item.group):
                 queue.remove(item.sequence)
 
-    def release(
-        self, topics: Collection[TopicNames], group: str, *, holder: object, waiter: Waiter
-    ) -> None:
-        """Let others have at once what `holder` has not acknowledged."""
-        woken: set[Waiter] = set()
+    def release(self, consumer: Consumer) -> None:
+        """Let others have at once what the consumer has not acknowledged; wake no more."""
+        woken: set[Consumer] = set()
         with self._lock:
-            for topic in topics:
-                if queue := self._queues[topic].get(group):
-                    queue.waiters.discard(waiter)
-                    held = [item for item in queue.pending.values() if item.holder is holder]
+            for topic in consumer.topics:
+                if queue := self._queues[topic].get(consumer.group):
+                    queue.waiters.discard(consumer)
+                    held = [item for item in queue.pending.values() if item.holder is consumer]
                     for item in held:
                         queue.give_back(item)
                     if held:

@@ -17,7 +17,7 @@ from esper.contracts import (
     TopicNames,
     seal,
 )
-from esper.oona.broker import Broker, Item, Waiter, shared_broker
+from esper.oona.broker import Broker, Consumer, Item, shared_broker
 from esper.oona.delivery import BusDelivery, decode, encode
 from esper.oona.options import MemoryOptions
 from esper.oona.outbox import OutboxQueue
@@ -45,7 +45,7 @@ class MemoryBus:
         self._shared = ExitStack()
         self._unsent = OutboxQueue()
         """Never opened: it only counts what comes while the client is closed."""
-        self._waiters: set[Waiter] = set()
+        self._consumers: set[Consumer] = set()
 
     async def open(self) -> None:
         """Join the broker; does nothing if the client is open."""
@@ -53,11 +53,13 @@ class MemoryBus:
             self._broker = self._shared.enter_context(shared_broker(self._options.name))
 
     async def close(self) -> None:
-        """Leave the broker; iterators of this client end."""
-        self._broker = None
+        """Leave the broker; iterators end, and what they held goes to others."""
+        broker, self._broker = self._broker, None
+        for consumer in self._consumers:
+            if broker is not None:
+                broker.release(consumer)
+            consumer.wake()
         self._shared.close()
-        for waiter in self._waiters:
-            waiter.wake()
 
     async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
         """Publish and return the envelope."""
@@ -105,25 +107,21 @@ class MemoryBus:
             raise ConfigError(
                 f"consumer {consumer!r} subscribes to no topics; expected at least one"
             )
-        holder, waiter = object(), Waiter()
-        self._waiters.add(waiter)
+        reader = Consumer(topics, group)
+        self._consumers.add(reader)
         broker.create_group(topics, group)
         try:
             while self._broker is broker:
                 taken = broker.take(
-                    topics,
-                    group,
-                    holder=holder,
-                    reclaim_after_seconds=self._options.reclaim_after_seconds,
-                    waiter=waiter,
+                    reader, reclaim_after_seconds=self._options.reclaim_after_seconds
                 )
                 if isinstance(taken, Item):
                     yield _delivery(broker, taken)
                 else:
-                    await waiter.wait(taken)
+                    await reader.wait(taken)
         finally:
-            self._waiters.discard(waiter)
-            broker.release(topics, group, holder=holder, waiter=waiter)
+            self._consumers.discard(reader)
+            broker.release(reader)
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:

@@ -4,6 +4,7 @@ Reads overdue entries of other consumers first (XAUTOCLAIM), then new ones (XREA
 decoded messages to `RedisBus.subscribe`. Raises the driver's errors; the bus waits out outages.
 """
 
+import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _MAX_DEAD_LETTERS = 10_000
 _LONGEST_BLOCK_SECONDS = 1.0
 """A reader looks up at least this often, so that it notices overdue entries and a closed bus."""
 _LONGEST_RECLAIM_PAUSE_SECONDS = 5.0
+_RELEASE_SECONDS = 2.0
 _DAY_MS = 86_400_000
 
 _log = get_logger(__name__)
@@ -117,10 +119,19 @@ class GroupReader:
         self._held.pop((entry.topic, entry.entry_id), None)
 
     async def release(self) -> None:
-        """Let others have at once what was not acknowledged: call it idle for a day.
+        """Let others have at once what was not acknowledged.
 
         Best effort: where the server is away, they get it when it is overdue.
         """
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._call_idle()
+        except DRIVER_ERRORS as error:
+            _log.warning("messages stay with a closed consumer", reason=str(error))
+        self._held.clear()
+
+    async def _call_idle(self) -> None:
+        """Tell the server that what this consumer holds was idle for a day: overdue for anyone."""
         overdue_before = time.monotonic() - self._options.reclaim_after_seconds
         for key, topic in self._topics.items():
             ids = [
@@ -128,9 +139,7 @@ class GroupReader:
                 for (held_topic, entry_id), read_at in self._held.items()
                 if held_topic is topic and read_at > overdue_before
             ]
-            if not ids:
-                continue
-            try:
+            if ids:
                 await self._client.xclaim(
                     key,
                     self.group,
@@ -140,9 +149,6 @@ class GroupReader:
                     idle=_DAY_MS,
                     justid=True,
                 )
-            except DRIVER_ERRORS as error:
-                _log.warning("messages stay with a closed consumer", key=key, reason=str(error))
-        self._held.clear()
 
     async def _join(self) -> None:
         position: dict[str, str] = {}

@@ -58,6 +58,7 @@ class RedisBus:
     def __init__(self, options: RedisOptions, *, outbox_queue: OutboxQueue | None = None) -> None:
         self._options = options
         self._client: Commands | None = None
+        self._readers: set[GroupReader] = set()
         self._outbox = Outbox(self._send, outbox_queue or OutboxQueue())
 
     async def open(self) -> None:
@@ -74,10 +75,14 @@ class RedisBus:
         self._outbox.start()
 
     async def close(self) -> None:
-        """Send what is queued for up to 3 s, count the rest as lost, disconnect; iterators end."""
+        """Send what is queued for up to 3 s, count the rest as lost, disconnect.
+
+        Iterators end, and what they held goes to others.
+        """
         await self._outbox.close(_CLOSE_SECONDS)
         client, self._client = self._client, None
         if client is not None:
+            await asyncio.gather(*(reader.release() for reader in self._readers))
             await client.aclose()
 
     async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
@@ -136,6 +141,7 @@ class RedisBus:
                 f"consumer {consumer!r} subscribes to no topics; expected at least one"
             )
         reader = GroupReader(client, self._options, topics, group=group, consumer=consumer)
+        self._readers.add(reader)
         try:
             while self._client is client:
                 for entry in await self._read(reader, client):
@@ -143,6 +149,7 @@ class RedisBus:
                         break  # it comes again, to this consumer or to another
                     yield self._delivery(client, reader, entry)
         finally:
+            self._readers.discard(reader)
             if self._client is client:
                 await reader.release()
 
