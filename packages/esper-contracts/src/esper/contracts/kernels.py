@@ -7,7 +7,7 @@ artifact store under `kernel_id`, the sha256 of those bytes.
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from esper.contracts.base import (
     Contract,
@@ -138,3 +138,8 @@ class KernelQuery(Contract):
     order_by: Literal["kernel_id", "num_parameters", "latency_us", "created_at"] = "kernel_id"
     """Ascending; ties by `kernel_id`."""
     limit: int = Field(default=100, ge=1, le=1000)
+
+    @field_serializer("required_tags", "excluded_tags", when_used="json")
+    def _sort_tags(self, tags: frozenset[str]) -> list[str]:
+        # The order of a set differs between processes; equal queries have one canonical form.
+        return sorted(tags)

@@ -46,7 +46,7 @@ def _evaluate_text(text: str, symbols: Mapping[str, int]) -> int:
         raise BlueprintError(f"size expression of {len(text)} characters; expected at most 64")
     try:
         return _evaluate(ast.parse(text, mode="eval").body, symbols)
-    except (SyntaxError, ZeroDivisionError, _UnsupportedError, OverflowError) as error:
+    except (SyntaxError, UnicodeError, ArithmeticError, _UnsupportedError) as error:
         raise BlueprintError(
             f"size {text!r} cannot be evaluated ({error}); expected integers, D, + - * //, "
             "min(…) and max(…), for example max(1, D//4)"
