@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class S3Server:
             ):
                 self.port, self._process = port, process
                 return
-            end(process)
+            end(process, signal.SIGKILL)
             if attempt == attempts:
                 log = (self.folder / "log").read_text(errors="replace")
                 raise RuntimeError(f"nanio did not start:\n{log[-2000:]}")
@@ -70,7 +71,7 @@ class S3Server:
         """End the server as an outage does; does nothing if it is not running."""
         process, self._process = self._process, None
         if process is not None:
-            end(process)
+            end(process, signal.SIGKILL)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         credentials = {"NANIO_ACCESS_KEY": self.access_key, "NANIO_SECRET_KEY": self.secret_key}

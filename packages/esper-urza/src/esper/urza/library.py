@@ -248,7 +248,8 @@ def _insert_once(connection: sa.Connection, table: sa.Table, row: dict[str, Any]
     """Insert `row` unless its primary key is taken; tell whether it was inserted."""
     is_postgresql = connection.dialect.name == "postgresql"
     insert = postgresql.insert(table) if is_postgresql else sqlite.insert(table)
-    return connection.execute(insert.values(row).on_conflict_do_nothing()).rowcount == 1
+    statement = insert.values(row).on_conflict_do_nothing().returning(*table.primary_key.columns)
+    return connection.execute(statement).first() is not None
 
 
 def _index_tags(connection: sa.Connection, kernel_id: str, tags: Sequence[str]) -> None:

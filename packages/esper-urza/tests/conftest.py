@@ -1,0 +1,208 @@
+"""Backends as parameters and records as factories, for every suite of this package."""
+
+import io
+from collections.abc import Callable, Generator
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from minio import Minio
+
+from esper.contracts import (
+    ArtifactStore,
+    BlueprintIR,
+    CheckResult,
+    CompiledKernelArtifact,
+    Endorsement,
+    FieldReport,
+    KernelSignature,
+    OperatorNode,
+    SeedState,
+    SiteKind,
+    ValidationReport,
+    sha256_hex,
+)
+from esper.testkit.postgres import PostgresServer
+from esper.testkit.s3 import S3Server
+from esper.urza import open_file_store, open_library, open_s3_store
+from esper.urza.library import SqlLibrary
+
+_buckets = count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def library_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/library.db"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.create_database()
+
+
+@pytest.fixture
+def s3_credentials(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with its credentials in the environment."""
+    monkeypatch.setenv("MINIO_ROOT_USER", s3_server.access_key)
+    monkeypatch.setenv("MINIO_ROOT_PASSWORD", s3_server.secret_key)
+    return s3_server
+
+
+@pytest.fixture(params=["file", "s3"])
+def artifacts_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a folder or bucket that does not exist yet."""
+    if request.param == "file":
+        return (tmp_path / "artifacts").as_uri()
+    server: S3Server = request.getfixturevalue("s3_credentials")
+    return server.url(f"bucket-{next(_buckets)}")
+
+
+@pytest.fixture
+def make_store(artifacts_url: str) -> Callable[[], ArtifactStore]:
+    """Makes stores over one folder or bucket, not yet open."""
+    return lambda: (
+        open_s3_store(artifacts_url)
+        if artifacts_url.startswith("s3:")
+        else open_file_store(artifacts_url)
+    )
+
+
+@pytest.fixture
+def tamper(artifacts_url: str, s3_server: S3Server) -> Callable[[str, bytes | None], None]:
+    """Replaces the bytes stored under a hash behind the store's back; None removes them."""
+
+    def _tamper(sha256: str, blob: bytes | None) -> None:
+        key, parts = f"{sha256[:2]}/{sha256[2:]}", urlsplit(artifacts_url)
+        if parts.scheme == "file":
+            path = Path(parts.path) / key
+            path.unlink() if blob is None else path.write_bytes(blob)
+            return
+        client = Minio(
+            urlsplit(s3_server.endpoint).netloc,
+            access_key=s3_server.access_key,
+            secret_key=s3_server.secret_key,
+            secure=False,
+            region="us-east-1",
+        )
+        if blob is None:
+            client.remove_object(parts.netloc, key)
+        else:
+            client.put_object(parts.netloc, key, io.BytesIO(blob), len(blob))
+
+    return _tamper
+
+
+@pytest.fixture
+def make_library(
+    library_url: str, make_store: Callable[[], ArtifactStore]
+) -> Callable[[], SqlLibrary]:
+    """Makes libraries over one database and one store, not yet open."""
+    return lambda: open_library(library_url, make_store())
+
+
+@pytest.fixture
+def library(make_library: Callable[[], SqlLibrary]) -> Generator[SqlLibrary]:
+    """An open library without records."""
+    made = make_library()
+    made.open()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_ir() -> Callable[..., BlueprintIR]:
+    """Makes small designs that differ by name."""
+
+    def _make(name: str = "residual", kind: SiteKind = SiteKind.FEATURES) -> BlueprintIR:
+        if kind is SiteKind.FEATURES:
+            node = OperatorNode(name="out", op="linear", inputs=("input",), params={"out": "D"})
+        else:
+            node = OperatorNode(name="out", op="conv2d", inputs=("input",), params={"out": "D"})
+        return BlueprintIR(name=name, kind=kind, nodes=(node,))
+
+    return _make
+
+
+@pytest.fixture
+def make_kernel() -> Callable[..., tuple[CompiledKernelArtifact, bytes]]:
+    """Makes kernels with their bytes; `number` sets them apart, the rest are fields."""
+
+    def _make(
+        ir: BlueprintIR, number: int = 0, *, features: int = 8, **fields: Any
+    ) -> tuple[CompiledKernelArtifact, bytes]:
+        blob = f"{ir.content_hash()}, {features} features, kernel {number}".encode()
+        kernel = CompiledKernelArtifact(
+            kernel_id=sha256_hex(blob),
+            blueprint_id=ir.content_hash(),
+            blueprint_name=ir.name,
+            signature=KernelSignature(kind=ir.kind, features=features),
+            size_bytes=len(blob),
+            num_parameters=fields.pop("num_parameters", 100 + number),
+            **fields,
+        )
+        return kernel, blob
+
+    return _make
+
+
+@pytest.fixture
+def make_report() -> Callable[..., ValidationReport]:
+    """Makes reports about a kernel."""
+
+    def _make(kernel_id: str, *, passed: bool = True, **fields: Any) -> ValidationReport:
+        check = CheckResult(
+            name="identity_at_birth",
+            passed=passed,
+            value=0.0 if passed else float("nan"),
+            limit=1e-6,
+            detail="largest change at alpha=1",
+        )
+        defaults: dict[str, Any] = {
+            "validator_id": "urabrask",
+            "checks": (check,),
+            "probe_shape": (32, 8),
+            "latency_us": 12.5,
+            "memory_bytes": 4096,
+            "num_parameters": 72,
+            "flops": 4096,
+        }
+        return ValidationReport(kernel_id=kernel_id, passed=passed, **(defaults | fields))
+
+    return _make
+
+
+@pytest.fixture
+def make_endorsement() -> Callable[..., Endorsement]:
+    """Makes endorsements that differ by a digit; nothing in the library verifies them."""
+
+    def _make(digit: str = "a") -> Endorsement:
+        return Endorsement(key_id=digit * 64, signature=digit * 128)
+
+    return _make
+
+
+@pytest.fixture
+def make_outcome() -> Callable[..., FieldReport]:
+    """Makes field reports."""
+
+    def _make(**fields: Any) -> FieldReport:
+        defaults: dict[str, Any] = {
+            "run_id": "run-1",
+            "seed_id": (0, 0),
+            "site": "layers.0",
+            "kernel_id": "1" * 64,
+            "blueprint_id": "2" * 64,
+            "blueprint_name": "residual",
+            "outcome": SeedState.FOSSILIZED,
+            "reason": "helped",
+            "epoch_started": 2,
+            "epoch_ended": 7,
+            "parameters_added": 72,
+            "loss_before": 0.75,
+            "loss_with": float("nan"),
+            "accuracy_with": 0.5,
+        }
+        return FieldReport(**(defaults | fields))
+
+    return _make
