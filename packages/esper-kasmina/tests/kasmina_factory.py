@@ -1,4 +1,7 @@
 """Makes what the tests need: hosts, data, endorsed kernels, and a bed that has been told to grow."""
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -120,15 +123,20 @@ def explode(block: Block) -> None:
         parameter.fill_(3e38)
 
 
+type Make = Callable[[], nn.Sequential]
+
+type Change = Callable[[Block], None] | None
+
+
 def mlp(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
     )
 
 
 def cnn(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
         nn.BatchNorm2d(4),
@@ -145,7 +153,7 @@ def cnn(seed: int = 0) -> nn.Sequential:
 def batch_for(model: nn.Module, step: int = 0) -> tuple[Tensor, Tensor]:
     """Return a batch from a stream of its own: a function of `step` only."""
     generator = torch.Generator().manual_seed(1000 + step)
-    first = next(model.modules().__iter__() if isinstance(model, nn.Linear) else model.children())
+    first = next(model.children())
     shape = (16, 1, 5, 5) if isinstance(first, nn.Conv2d) else (16, 6)
     x = torch.randn(shape, generator=generator)
     y = torch.randint(0, 3, (16,), generator=generator)
@@ -167,8 +175,8 @@ def train(
         x, y = batch_for(model, step)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        loss.backward()
+        optimizer.step()
         if scheduler is not None:
             scheduler.step()
         losses.append(float(loss.detach()))
@@ -212,7 +220,7 @@ def grow(
     *,
     site: int = 0,
     name: str | None = None,
-    between: Callable[[SeedState], None] | None = None,
+    between: Callable[[SeedState], object] | None = None,
 ) -> None:
     """Lead one seed along `path`; `between` is called in every state on the way."""
     kernel_id = admit(bed, name, site=site)

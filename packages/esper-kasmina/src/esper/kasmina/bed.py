@@ -79,6 +79,11 @@ class Bed:
         kinds = {site.signature.kind for site in self.sites}
         return tuple(ir for ir in builtin_blueprints() if ir.kind in kinds)
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps since the bed was attached."""
+        return self._steps
+
     def seeds(self) -> Sequence[SeedStatus]:
         """Return every seed as it stands, in order of its id."""
         return tuple(seed.status() for seed in self._seeds.values())

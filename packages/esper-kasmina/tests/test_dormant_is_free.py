@@ -1,0 +1,74 @@
+"""Law 1: a dormant seed is a branch not taken."""
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import pytest
+import torch
+from kasmina_factory import QUICK, Make, batch_for, cnn, mlp, state_bits, train
+from torch import nn
+
+from esper.contracts import SeedBed
+from esper.kasmina import wrap
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_dormant_seeds_leave_the_output_bit_identical(make: Make) -> None:
+    model = make().eval()
+    x, _ = batch_for(model)
+    before = model(x)
+    bed: SeedBed = wrap(model)
+    assert bed.model is model
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_dormant_seeds_leave_a_whole_training_bit_identical(make: Make) -> None:
+    plain, wrapped = make(), make()
+    bed = wrap(wrapped, stages=QUICK, sample_every_steps=1)
+    finals = []
+    for model in (plain, wrapped):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        if model is wrapped:
+            bed.attach(optimizer)
+        torch.manual_seed(5)
+        losses = train(model, optimizer, 12)
+        finals.append((losses, state_bits(model), torch.get_rng_state().tolist()))
+    bed.end_epoch(0)
+    assert finals[0] == finals[1]
+
+
+def test_a_dormant_seed_adds_one_hook_and_no_operator() -> None:
+    model = mlp().eval()
+    x, _ = batch_for(model)
+
+    def operators() -> list[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            model(x)
+        return [event.name for event in profile.events() or [] if event.name.startswith("aten::")]
+
+    before = operators()
+    wrap(model)
+    assert operators() == before
+
+
+def test_an_in_place_operation_after_the_site_is_harmless() -> None:
+    model = mlp()
+    bed = wrap(model, sample_every_steps=1)
+    model.train()
+    x, _ = batch_for(model)
+    model(x)
+    with torch.no_grad():
+        rows = model[0](x).double()
+    assert isinstance(model[1], nn.ReLU)
+    assert model[1].inplace
+    expected = rows.var(dim=0, correction=0).mean()
+    assert bed.end_epoch(0)[0].activation_variance == pytest.approx(float(expected))
+
+
+def test_unwrap_leaves_no_trace_of_dormant_seeds() -> None:
+    model = mlp()
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    assert wrap(model).unwrap() is model
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+    wrap(model)
