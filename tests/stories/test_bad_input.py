@@ -1,0 +1,147 @@
+"""Bad input: exit code 2, one clear message, no traceback, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from esper.testkit.postgres import PostgresServer
+from esper.testkit.runs import COMMAND, FinishedRun, Train
+
+WITHOUT_SITES = """
+from torch import nn
+
+def build(task):
+    return nn.Sequential(nn.Flatten(), nn.Linear(task.num_features, task.num_classes))
+"""
+
+
+def _refused(run: FinishedRun, *messages: str) -> None:
+    assert run.exit_code == 2, (run.stdout, run.stderr)
+    for message in messages:
+        assert message in run.stderr
+    assert run.stderr.startswith("train: ")
+    assert "Traceback" not in run.stderr
+    runs = run.cwd / "runs"
+    assert not runs.exists() or not [p for p in runs.iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        (["--bus", "kafka://x"], ["'kafka'", "memory", "redis"]),
+        (
+            ["--library", "mysql://x", "--artifacts", "file:a"],
+            ["'mysql'", "postgresql", "sqlite"],
+        ),
+        (["--library", "sqlite:///l.db", "--artifacts", "ftp://x"], ["'ftp'", "file", "s3"]),
+        (["--bus", "redis://localhost:1/0"], ["localhost:1"]),
+        (
+            [
+                "--library",
+                "postgresql+psycopg://me:hunter2@localhost:1/db",
+                "--artifacts",
+                "file:a",
+            ],
+            ["localhost:1"],
+        ),
+        (
+            [
+                "--library",
+                "sqlite:///l.db",
+                "--artifacts",
+                "s3://bucket?endpoint=http://localhost:1",
+            ],
+            ["localhost:1"],
+        ),
+    ],
+)
+def test_an_unknown_or_absent_server_is_explained(
+    train: Train, options: list[str], messages: list[str]
+) -> None:
+    env = {"MINIO_ROOT_USER": "someone", "MINIO_ROOT_PASSWORD": "hunter2hunter2"}
+    run = train(*options, env=env)
+    _refused(run, *messages)
+    assert "hunter2" not in run.stderr
+
+
+def test_a_wrong_password_is_explained(train: Train, postgres_server: PostgresServer) -> None:
+    credentials, _, where = postgres_server.url().rpartition("@")
+    wrong = f"{credentials.rpartition(':')[0]}:wrong-password@{where}"
+    run = train("--library", wrong, "--artifacts", "file:artifacts")
+    _refused(run, "password")
+    assert "wrong-password" not in run.stderr
+
+
+def test_a_malformed_configuration_names_file_line_and_nearest_key(
+    train: Train, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("task: digits\nsed: 3\n")
+    _refused(
+        train("--config", "run.yaml", cwd=tmp_path), "run.yaml:2", "'sed'", "did you mean 'seed'"
+    )
+
+
+def test_a_host_without_sites_says_why_each_layer_was_refused(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(WITHOUT_SITES)
+    _refused(train("--host", "flat:build", cwd=tmp_path), "head")
+
+
+def test_an_output_folder_that_is_a_file_is_explained(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    run = train("--out", "taken", cwd=tmp_path)
+    _refused(run, "taken", "--out")
+
+
+def test_a_tampered_kernel_is_named_and_does_not_run(train: Train, tmp_path: Path) -> None:
+    shared = ["--library", "sqlite:///library.db", "--artifacts", "file:kernels"]
+    short = ["--epochs", "1", "--no-twin", "--out", "runs"]
+    first = train(*shared, *short, cwd=tmp_path)
+    assert first.exit_code == 0, first.stderr
+    victim = next(path for path in (tmp_path / "kernels").rglob("*") if path.is_file())
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    second = train(*shared, "--epochs", "1", "--out", "other", cwd=tmp_path)
+    assert second.exit_code == 2
+    assert victim.name in second.stderr
+    assert "Traceback" not in second.stderr
+    assert not [p for p in (tmp_path / "other").iterdir() if p.is_dir()]
+
+
+def test_debug_shows_the_traceback(train: Train) -> None:
+    run = train("--task", "digit", "--debug")
+    assert run.exit_code != 0
+    assert "Traceback" in run.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_cleanly_and_says_what_was_saved(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--epochs", "100000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    deadline = time.monotonic() + 120
+    for line in process.stdout:
+        if "epoch" in line or time.monotonic() > deadline:
+            break
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "stopped" in stdout
+    assert "saved" in stdout
+    assert stderr == ""
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {"model.safetensors", "summary.json", "report.html"} <= {
+        path.name for path in folder.iterdir()
+    }

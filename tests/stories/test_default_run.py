@@ -1,0 +1,192 @@
+"""The first story: one command, a network that grows, and everything that it leaves behind."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esper.contracts import LIFECYCLE, SeedState, TopicNames, read_chain
+from esper.testkit.runs import FinishedRun, Train
+
+SEEDS = range(5)
+
+LOAD_IN_A_FRESH_PROCESS = """
+import sys, json, torch
+from esper.kasmina import load
+from esper.tamiyo import build_host, load_task
+from esper.tamiyo.training import measure
+task = load_task("digits")
+bed = load(build_host("mlp", task, seed=999), __import__("pathlib").Path(sys.argv[1]))
+figures = measure(bed.model, task.test)
+print(json.dumps([figures.loss, figures.accuracy, bed.weights_sha256()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(train: Train) -> FinishedRun:
+    run = train()
+    assert run.exit_code == 0, run.stderr
+    return run
+
+
+def test_it_leaves_a_complete_run_folder(finished: FinishedRun) -> None:
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {
+        "summary.json",
+        "events.jsonl",
+        "model.safetensors",
+        "lineage.json",
+        "config.yaml",
+        "report.html",
+    } <= names
+    assert not [path for path in finished.folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_all_seven_topics_carried_messages(finished: FinishedRun) -> None:
+    topics = finished.summary["topics"]
+    assert topics.keys() == {topic.value for topic in TopicNames}
+    assert all(count > 0 for count in topics.values())
+    assert finished.summary["lost"] == {}
+    assert finished.summary["complete"]
+
+
+def test_a_seed_went_the_whole_way_to_fossilized(finished: FinishedRun) -> None:
+    adaptations = finished.summary["adaptations"]
+    kept = [a for a in adaptations if a["outcome"] == "FOSSILIZED"]
+    assert kept
+    assert [step["state"] for step in kept[0]["states"]] == [
+        "DORMANT",
+        "GERMINATED",
+        "LOADING",
+        "TRAINING",
+        "GRAFTING",
+        "STABILIZATION",
+        "EVALUATING",
+        "FINE_TUNING",
+        "FOSSILIZED",
+    ]
+
+
+def test_every_transition_on_record_is_legal_and_the_chain_holds(finished: FinishedRun) -> None:
+    events = list(read_chain(finished.folder / "events.jsonl"))
+    transitions = [event.data for event in events if event.kind == "transition"]
+    assert transitions
+    for data in transitions:
+        legal = LIFECYCLE[SeedState(data["from_state"])].next
+        assert SeedState(data["to_state"]) in legal
+    assert events[-1].hash == finished.summary["events_head"]
+    assert {"run", "kernel", "health", "command", "transition", "epoch", "field_report"} <= {
+        event.kind for event in events
+    }
+
+
+def test_every_decision_is_on_record_with_its_reason(finished: FinishedRun) -> None:
+    epochs = [
+        event.data
+        for event in read_chain(finished.folder / "events.jsonl")
+        if event.kind == "epoch"
+    ]
+    assert len(epochs) == finished.summary["epochs"]
+    assert all(epoch["decisions"] for epoch in epochs)
+    grown = [d for e in epochs for d in e["decisions"] if d["action"] == "germinate"]
+    assert len(grown) == len(finished.summary["adaptations"])
+    assert all(decision["candidates"] and decision["numbers"] for decision in grown)
+
+
+def test_the_grown_model_comes_back_in_a_fresh_process(finished: FinishedRun) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_IN_A_FRESH_PROCESS, str(finished.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loss, accuracy, sha256 = json.loads(done.stdout)
+    summary = finished.summary
+    assert (loss, accuracy) == (summary["grown"]["loss"], summary["grown"]["accuracy"])
+    assert sha256 == summary["weights_sha256"]
+
+
+def test_the_written_configuration_repeats_the_run_byte_for_byte(
+    finished: FinishedRun, train: Train
+) -> None:
+    again = train("--config", str(finished.folder / "config.yaml"), "--no-twin")
+    assert again.exit_code == 0, again.stderr
+    assert again.summary["weights_sha256"] == finished.summary["weights_sha256"]
+    one, other = (run.folder / "model.safetensors" for run in (finished, again))
+    assert one.read_bytes() == other.read_bytes()
+    assert _decisions(again) == _decisions(finished)
+
+
+def _decisions(run: FinishedRun) -> list[tuple[object, ...]]:
+    return [
+        (e["epoch"], d["action"], d["seed_id"], d["reason"], d["numbers"])
+        for e in (x.data for x in read_chain(run.folder / "events.jsonl") if x.kind == "epoch")
+        for d in e["decisions"]
+    ]
+
+
+def test_the_configuration_is_written_in_full(finished: FinishedRun) -> None:
+    written = yaml.safe_load((finished.folder / "config.yaml").read_text())
+    assert written["task"] == "digits"
+    assert written["epochs"] == finished.summary["epochs"]
+    assert {"policy", "seed", "batch_size", "learning_rate", "bus", "out"} <= written.keys()
+
+
+def test_the_report_is_a_well_formed_page(finished: FinishedRun) -> None:
+    class Tags(HTMLParser):
+        open_tags: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag in ("html", "body", "div", "table", "svg"):
+                self.open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            if tag in ("html", "body", "div", "table", "svg"):
+                assert self.open_tags.pop() == tag
+
+    parser = Tags()
+    page = (finished.folder / "report.html").read_text()
+    parser.feed(page)
+    assert parser.open_tags == []
+    assert page.count("<svg") == 2
+
+
+def test_it_says_how_it_went(finished: FinishedRun) -> None:
+    assert "kernels forged and judged" in finished.stdout
+    assert "grow" in finished.stdout
+    assert "held-out accuracy" in finished.stdout
+    assert str(Path("runs") / finished.folder.name / "report.html") in finished.stdout
+    assert finished.stderr == ""
+
+
+def test_quiet_is_quiet(train: Train) -> None:
+    run = train("--quiet", "--epochs", "1", "--no-twin")
+    assert (run.exit_code, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_the_policy_never_trains_exactly_like_its_twin(train: Train) -> None:
+    summary = train("--policy", "never", "--epochs", "6").summary
+    assert summary["adaptations"] == []
+    assert summary["grown"] == summary["twin"]
+    assert summary["parameters_before"] == summary["grown"]["parameters"]
+
+
+def test_the_grown_model_beats_its_twin_for_at_least_four_of_five_seeds(train: Train) -> None:
+    wins = 0
+    for seed in SEEDS:
+        summary = train("--seed", str(seed)).summary
+        wins += summary["grown"]["accuracy"] > summary["twin"]["accuracy"]
+    assert wins >= 4
+
+
+@pytest.mark.parametrize(
+    ("task", "host"), [("digits", "cnn"), ("mnist1d", "mlp"), ("mnist1d", "cnn")]
+)
+def test_the_other_built_in_tasks_and_hosts_grow_too(train: Train, task: str, host: str) -> None:
+    run = train("--task", task, "--host", host, "--epochs", "30", "--no-twin")
+    assert run.exit_code == 0, run.stderr
+    assert run.summary["adaptations"]

@@ -1,0 +1,228 @@
+"""Tamiyo in somebody's own loop: the README's snippet, exact undo, commands from outside."""
+
+import asyncio
+import copy
+import itertools
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from esper.contracts import KasminaCommand, SeedState, SystemStatePacket
+from esper.contracts.registry import bus_factory
+from esper.kasmina import wrap
+from esper.tamiyo import Evaluate, Figures, Heuristic, Never, Policy, Runtime, RuntimeUrls, Tamiyo
+
+ROOT = Path(__file__).parents[2]
+
+EAGER = Heuristic(stall_improvement=10.0)
+"""Grows as soon as it has seen a trend, however well learning goes."""
+
+
+def test_the_readme_snippet_runs_as_printed(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "germinate" in done.stdout
+    assert {"model.safetensors", "lineage.json"} <= {
+        path.name for path in (tmp_path / "grown").iterdir()
+    }
+
+
+class Loop:
+    """A loop as anybody would write it: batch norm, dropout, a scheduler, random batches."""
+
+    def __init__(
+        self, policy: Policy, *, evaluate: Evaluate | None = None, runtime: Runtime | None = None
+    ) -> None:
+        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+        self.inputs, self.targets = torch.rand(128, 12), torch.randint(0, 3, (128,))
+        self.model = nn.Sequential(
+            nn.Linear(12, 6),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Linear(6, 6),
+            nn.Dropout(0.1),
+            nn.Linear(6, 3),
+        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=3)
+        self.bed = wrap(self.model)
+        self.tamiyo = Tamiyo(
+            self.bed,
+            self.optimizer,
+            scheduler=self.scheduler,
+            policy=policy,
+            evaluate=evaluate,
+            runtime=runtime,
+        )
+
+    def train_epoch(self) -> None:
+        self.model.train()
+        for batch in torch.randperm(128).split(4):  # pyright: ignore
+            loss = functional.cross_entropy(self.model(self.inputs[batch]), self.targets[batch])
+            self.optimizer.zero_grad()
+            loss.backward()  # pyright: ignore[reportUnknownMemberType]
+            self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        self.scheduler.step()
+
+    def run(self, epochs: int) -> Iterator[tuple[dict[str, Any], SystemStatePacket]]:
+        """Yield, for each epoch, the state before its decision point and what was decided."""
+        for _ in range(epochs):
+            self.train_epoch()
+            before = self.state()
+            yield before, self.tamiyo.end_epoch(val_loss=1.0)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that an undo must restore."""
+        return copy.deepcopy(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "random": torch.get_rng_state(),
+            }
+        )
+
+
+def _differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """List where two nested states are not bit for bit the same."""
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [where]
+    if isinstance(one, dict):
+        if one.keys() != other.keys():  # pyright: ignore
+            return [f"{where}: keys"]
+        return [d for key in one for d in _differences(one[key], other[key], f"{where}.{key}")]  # pyright: ignore
+    if isinstance(one, list):
+        if len(one) != len(other):  # pyright: ignore
+            return [f"{where}: length"]
+        return [
+            d
+            for i, (a, b) in enumerate(zip(one, other, strict=True))  # pyright: ignore
+            for d in _differences(a, b, f"{where}[{i}]")
+        ]
+    return [] if one == other else [where]
+
+
+def _reached(packet: SystemStatePacket, state: SeedState) -> bool:
+    return any(event.to_state is state for event in packet.events)
+
+
+def test_a_block_that_does_not_help_is_culled_and_the_host_restored_bit_for_bit() -> None:
+    with_it_and_without = itertools.cycle([Figures(loss=2.0), Figures(loss=1.0)])
+    loop = Loop(EAGER, evaluate=lambda: next(with_it_and_without))
+    with loop.tamiyo:
+        at_graft: dict[str, Any] = {}
+        for before, packet in loop.run(20):
+            if _reached(packet, SeedState.GRAFTING):
+                at_graft = before
+            if _reached(packet, SeedState.CULLED):
+                break
+        else:
+            pytest.fail("no block was culled")
+        (report,) = loop.tamiyo.field_reports
+        assert report.outcome is SeedState.CULLED
+        assert (report.loss_with, report.loss_without) == (2.0, 1.0)
+        assert report.parameters_added == 0
+        assert _differences(at_graft, loop.state()) == []
+
+
+def test_a_block_that_helps_is_kept_and_owned_by_the_optimizer() -> None:
+    with_it_and_without = itertools.cycle([Figures(loss=0.5), Figures(loss=1.0)])
+    loop = Loop(EAGER, evaluate=lambda: next(with_it_and_without))
+    parameters = loop.bed.num_parameters()
+    with loop.tamiyo:
+        for _, packet in loop.run(20):
+            if _reached(packet, SeedState.FOSSILIZED):
+                break
+        else:
+            pytest.fail("no block was kept")
+        (report,) = loop.tamiyo.field_reports
+        assert loop.bed.num_parameters() == parameters + report.parameters_added
+        owned = [id(p) for group in loop.optimizer.param_groups for p in group["params"]]
+        trainable = [id(p) for p in loop.model.parameters() if p.requires_grad]
+        assert sorted(owned) == sorted(trainable)
+
+
+def test_a_loss_that_is_not_finite_rolls_the_host_back_and_locks_the_site() -> None:
+    loop = Loop(EAGER)
+    with loop.tamiyo:
+        at_graft: dict[str, Any] = {}
+        while not at_graft:
+            loop.train_epoch()
+            before = loop.state()
+            if _reached(loop.tamiyo.end_epoch(val_loss=1.0), SeedState.GRAFTING):
+                at_graft = before
+        loop.train_epoch()
+        packet = loop.tamiyo.end_epoch(val_loss=float("nan"))
+        assert _reached(packet, SeedState.ROLLED_BACK)
+        assert _differences(at_graft, loop.state()) == []
+        locked = [s.state for s in packet.seeds if s.state is SeedState.ROLLED_BACK]
+        assert len(locked) == 1
+
+
+def test_training_with_the_policy_never_is_training_without_esper() -> None:
+    with_esper = Loop(Never())
+    with with_esper.tamiyo:
+        for _ in with_esper.run(3):
+            pass
+        watched = with_esper.state()
+    without = Loop(Never())
+    without.tamiyo.close()
+    for _ in range(3):
+        without.train_epoch()
+    assert _differences(without.state(), watched) == []
+
+
+def test_a_command_from_the_bus_is_carried_out_at_the_next_decision_point(tmp_path: Path) -> None:
+    urls = RuntimeUrls(
+        bus="memory://operator",
+        library=f"sqlite:///{tmp_path / 'library.db'}",
+        artifacts=f"file://{tmp_path / 'artifacts'}",
+    )
+    with Runtime("run-1", urls) as runtime:
+        loop = Loop(EAGER, runtime=runtime)
+        with loop.tamiyo:
+            growing = next(p for _, p in loop.run(10) if _reached(p, SeedState.TRAINING))
+            (event,) = [e for e in growing.events if e.to_state is SeedState.TRAINING]
+            command = KasminaCommand(
+                seed_id=event.seed_id,
+                target=SeedState.CANCELLED,
+                epoch=growing.epoch,
+                reason="the operator said so",
+                issued_by="operator",
+            )
+            asyncio.run(_send(command, "run-1"))
+            _wait_for_command(runtime, before=2)
+            packet = loop.tamiyo.end_epoch(val_loss=1.0)
+            cancelled = [e for e in packet.events if e.to_state is SeedState.CANCELLED]
+            assert [e.command_id for e in cancelled] == [command.command_id]
+
+
+async def _send(command: KasminaCommand, run_id: str) -> None:
+    bus = bus_factory("memory://operator")("memory://operator")
+    await bus.open()
+    await bus.publish(command, sender_id="operator", trace_id=run_id)
+    await bus.close()
+
+
+def _wait_for_command(runtime: Runtime, *, before: int) -> None:
+    """Wait until the runtime has seen the operator's command beside Tamiyo's own."""
+    deadline = time.monotonic() + 10
+    while runtime.topic_counts["control.kasmina.commands"] <= before:
+        assert time.monotonic() < deadline, "the command never came back from the bus"
