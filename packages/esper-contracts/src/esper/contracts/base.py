@@ -36,7 +36,10 @@ def new_id() -> str:
 
 
 def _in_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"time {value.isoformat()} has no representation in UTC") from error
 
 
 type UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]

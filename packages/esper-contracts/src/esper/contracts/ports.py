@@ -4,7 +4,7 @@ Each backend package implements one and registers a factory as an entry point (s
 Methods raise `EsperError` children only; a driver's own exceptions are wrapped at the boundary.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +101,10 @@ class Bus(Protocol):
 
     def subscribe(
         self, topics: Collection[TopicNames], *, group: str, consumer: str
-    ) -> AsyncIterator[Delivery]:
-        """Yield messages for `group`, creating it if need be, until the iterator is closed.
+    ) -> AsyncGenerator[Delivery]:
+        """Yield messages for `group`, creating it if need be, until the generator is closed.
+
+        Close it (`contextlib.aclosing`), or what it holds waits for the garbage collector.
 
         A message that another consumer of the group held for too long without acknowledging it is
         delivered again. A connection that drops is re-established; the iterator goes on.

@@ -8,11 +8,12 @@ import asyncio
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
-from esper.contracts.errors import EsperError
+from esper.contracts.errors import BackendUnavailableError, EsperError
 from esper.contracts.logging import get_logger
-from esper.contracts.ports import Bus, Worker, WorkerContext, WorkerFactory
+from esper.contracts.ports import Bus, Delivery, Worker, WorkerContext, WorkerFactory
 from esper.contracts.registry import artifact_store_factory, bus_factory, library_factory
 from esper.contracts.settings import load_settings
 
@@ -30,8 +31,9 @@ async def serve(
     """Serve `worker` from `bus` until cancelled.
 
     A message whose handling raises an `EsperError` is logged, reported to `on_error` and
-    acknowledged: handled again, it would fail again. Any other exception is a bug and ends the loop
-    with the message unacknowledged, so that it is delivered again.
+    acknowledged: handled again, it would fail again. When a server was away, it is left
+    unacknowledged, to be delivered again. Any other exception is a bug and ends the loop, also
+    without acknowledging.
 
     Args:
         worker: what handles the messages.
@@ -41,29 +43,34 @@ async def serve(
         on_error: called in the event loop with each failure.
 
     """
-    loop = asyncio.get_running_loop()
+    subscription = bus.subscribe(worker.topics, group=group, consumer=worker.name)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix=worker.name) as thread:
-        async for delivery in bus.subscribe(worker.topics, group=group, consumer=worker.name):
-            message = delivery.message
-            if trace_id is None or message.trace_id == trace_id:
+        async with aclosing(subscription):
+            async for delivery in subscription:
                 try:
-                    results = await loop.run_in_executor(
-                        thread, lambda d=delivery: worker.handle(d.payload())
-                    )
+                    if trace_id is None or delivery.message.trace_id == trace_id:
+                        await _handle(worker, bus, delivery, thread)
                 except EsperError as error:
                     _log.error(
                         "message failed",
                         worker=worker.name,
-                        topic=message.topic.value,
-                        event_id=message.event_id,
+                        topic=delivery.message.topic.value,
+                        event_id=delivery.message.event_id,
                         error=str(error),
                     )
                     if on_error is not None:
                         on_error(error)
-                else:
-                    for result in results:
-                        await bus.publish(result, sender_id=worker.name, trace_id=message.trace_id)
-            await delivery.ack()
+                    if isinstance(error, BackendUnavailableError):
+                        continue
+                await delivery.ack()
+
+
+async def _handle(worker: Worker, bus: Bus, delivery: Delivery, thread: ThreadPoolExecutor) -> None:
+    """Do the work for one message in the worker's thread, and publish what comes of it."""
+    loop = asyncio.get_running_loop()
+    results = await loop.run_in_executor(thread, lambda: worker.handle(delivery.payload()))
+    for result in results:
+        await bus.publish(result, sender_id=worker.name, trace_id=delivery.message.trace_id)
 
 
 def run_worker(

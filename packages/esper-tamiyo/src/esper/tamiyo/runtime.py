@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -254,13 +255,14 @@ class Runtime:
     async def _listen(self) -> None:
         """Count every message of this run and keep those that the training thread waits for."""
         subscription = self._bus.subscribe(TopicNames, group=self._group(SENDER), consumer=SENDER)
-        async for delivery in subscription:
-            if delivery.message.trace_id == self.run_id:
-                with self._changed:
-                    self._topic_counts[delivery.message.topic] += 1
-                    self._keep(delivery)
-                    self._changed.notify_all()
-            await delivery.ack()
+        async with aclosing(subscription):
+            async for delivery in subscription:
+                if delivery.message.trace_id == self.run_id:
+                    with self._changed:
+                        self._topic_counts[delivery.message.topic] += 1
+                        self._keep(delivery)
+                        self._changed.notify_all()
+                await delivery.ack()
 
     def _keep(self, delivery: Delivery) -> None:
         try:
