@@ -1,0 +1,168 @@
+"""Plans: which layers become sites, and every reason why one does not."""
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import re
+import warnings
+
+import pytest
+import torch
+from kasmina_factory import cnn, mlp, state_bits
+from torch import nn
+
+from esper.contracts import HostError, SiteKind
+from esper.kasmina import StageLengths, plan, wrap
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.mix = nn.MultiheadAttention(8, 2)
+        self.head = nn.Linear(8, 3)
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.again = self.first
+        self.other = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+
+
+def names(model: nn.Module, *targets: str | type[nn.Module]) -> list[str]:
+    found = plan(model, targets or None)
+    assert found.problems == ()
+    return [site.name for site in found.sites]
+
+
+def test_sites_are_all_layers_but_the_head_in_order() -> None:
+    found = plan(cnn())
+    assert [(site.layer_id, site.name, site.module_type) for site in found.sites] == [
+        (0, "0", "Conv2d"),
+        (1, "4", "Conv2d"),
+    ]
+    assert found.sites[1].signature.key == "channels_2d-6-float32-cpu"
+    assert found.refused == ("8 is the output head; name it in targets to use it",)
+
+
+def test_planning_touches_nothing() -> None:
+    model = mlp()
+    before = state_bits(model), repr(model), [dict(vars(m)) for m in model.modules()]
+    plan(model)
+    plan(model, ["nothing"])
+    assert (state_bits(model), repr(model), [dict(vars(m)) for m in model.modules()]) == before
+
+
+def test_targets_choose_by_name_glob_or_type_in_order_of_registration() -> None:
+    assert names(mlp(), "4", "0") == ["0", "4"]
+    assert names(mlp(), "[02]") == ["0", "2"]
+    assert names(cnn(), nn.Linear) == ["8"]
+    assert names(cnn(), nn.Conv2d, "8") == ["0", "4", "8"]
+
+
+def test_layers_that_are_never_called_carry_no_seed() -> None:
+    found = plan(Attention())
+    assert [site.name for site in found.sites] == ["embed"]
+    assert any(line.startswith("mix.out_proj is used by") for line in found.refused)
+    with pytest.raises(HostError, match=r"'mix\.out_proj': mix\.out_proj is used by"):
+        plan(Attention(), ["mix.out_proj"]).check()
+
+
+def test_the_fast_path_of_an_encoder_layer_is_respected() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3))
+    assert names(model) == ["0"]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert names(model) == ["0", "1.linear1", "1.linear2"]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_shared_layers_carry_no_seed() -> None:
+    assert names(Shared()) == ["other"]
+    with pytest.raises(HostError, match="first is shared under the names first, again"):
+        wrap(Shared(), targets=["first"])
+
+
+def test_every_problem_is_listed_at_once_and_nothing_is_wrapped() -> None:
+    model = Attention()
+    with pytest.raises(HostError) as caught:
+        wrap(model, targets=["embed", "mix.out_proj", "mix", "nowhere.*", nn.Conv2d])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "this host cannot carry seeds as asked:"
+    assert [line.split(":")[0].split(" is a")[0] for line in lines[1:]] == [
+        "- target 'mix.out_proj'",
+        "- target 'mix'",
+        "- target 'nowhere.*' matches no layer; there are",
+        "- target 'Conv2d' matches no layer; there are",
+    ]
+    wrap(model)
+
+
+def test_no_targets_is_a_problem() -> None:
+    with pytest.raises(HostError, match="targets is empty"):
+        wrap(mlp(), targets=[])
+
+
+def test_a_host_without_sites_hears_why_for_each_layer() -> None:
+    with pytest.raises(HostError, match=re.escape("0 is the output head")):
+        wrap(nn.Sequential(nn.Linear(4, 2)))
+    with pytest.raises(HostError, match="no Linear or Conv2d layer"):
+        wrap(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()))
+
+
+def test_a_host_on_the_meta_device_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(HostError, match="0 is on device 'meta'; expected cpu or cuda"):
+        wrap(model)
+
+
+def test_weights_that_cannot_learn_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        # torch warns that complex modules are new.
+        warnings.simplefilter("ignore", UserWarning)
+        model.to(torch.complex64)
+    with pytest.raises(
+        HostError, match=r"0 has weights of torch\.complex64; expected one of float"
+    ):
+        wrap(model)
+
+
+def test_a_lazy_layer_is_refused_until_it_has_a_shape() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(HostError, match="0 is lazy and has no shape yet"):
+        wrap(model)
+    model(torch.zeros(1, 3))
+    assert names(model) == ["0"]
+
+
+def test_a_wrapped_host_is_refused() -> None:
+    model = mlp()
+    bed = wrap(model)
+    with pytest.raises(HostError, match=r"already wrapped; use its bed, or unwrap\(\) it first"):
+        wrap(model)
+    bed.unwrap()
+    wrap(model)
+
+
+def test_a_parallel_host_is_refused() -> None:
+    with pytest.raises(HostError, match="DataParallel has fixed its parameters"):
+        wrap(nn.DataParallel(mlp()))
+
+
+def test_the_bed_offers_the_blueprints_that_fit() -> None:
+    assert {ir.kind for ir in wrap(mlp()).blueprints} == {SiteKind.FEATURES}
+    assert {ir.kind for ir in wrap(cnn()).blueprints} == {SiteKind.CHANNELS_2D}
+
+
+def test_stage_lengths_are_checked() -> None:
+    with pytest.raises(ValueError, match="ramp_steps=-1; expected an integer of at least 0"):
+        StageLengths(ramp_steps=-1)
+    with pytest.raises(HostError, match="sample_every_steps=0; expected at least 1"):
+        wrap(mlp(), sample_every_steps=0)
