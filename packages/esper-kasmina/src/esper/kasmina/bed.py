@@ -228,7 +228,7 @@ class Bed:
         """Return the sha256 over names, shapes, types and bytes of the model's whole state."""
         return saving.hash_state(saving.state_of(self._model))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write `model.safetensors` and `lineage.json` into `folder`, each atomically.
 
         Raises:
@@ -237,7 +237,7 @@ class Bed:
 
         """
         seeds = [seed for seed in self._seeds.values() if seed.state in GRAFTED]
-        saving.write(folder, self._model, [site.name for site in self.sites], seeds)
+        saving.write(Path(folder), self._model, [site.name for site in self.sites], seeds)
 
     def unwrap(self) -> nn.Module:
         """Take the seeds out and return the host; blocks that were fossilized stay part of it.

@@ -39,7 +39,7 @@ from esper.kasmina.stages import StageLengths
 
 def load(
     model: nn.Module,
-    folder: Path,
+    folder: Path | str,
     *,
     stages: StageLengths | None = None,
     sample_every_steps: int = 8,
@@ -56,6 +56,7 @@ def load(
         HostError: if `model` is not such a host, or is already wrapped.
 
     """
+    folder = Path(folder)
     lineage = read_lineage(folder / LINEAGE_FILE)
     state = _read_state(folder / MODEL_FILE, lineage)
     _check_host(model, state, lineage)
