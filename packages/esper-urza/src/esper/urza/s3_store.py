@@ -4,6 +4,7 @@ The store of runs on many machines; implements the port `esper.contracts.ports.A
 """
 
 import io
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,8 @@ _RETRIES = 1
 
 _DEFAULT_REGION = "us-east-1"
 """What MinIO calls its only region unless told otherwise."""
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 _REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
@@ -197,8 +200,11 @@ def open_s3_store(url: str) -> S3Store:
             "the artifact store's URL holds credentials; set MINIO_ROOT_USER and "
             f"MINIO_ROOT_PASSWORD instead; {expected}"
         )
-    if not parts.netloc or parts.path.strip("/") or parts.fragment:
-        raise ConfigError(f"artifact store {url!r} is not a bucket; {expected}")
+    if not _BUCKET.fullmatch(parts.netloc) or parts.path.strip("/") or parts.fragment:
+        raise ConfigError(
+            f"artifact store {url!r} does not name a bucket (3 to 63 lower-case letters, digits, "
+            f"hyphens and dots); {expected}"
+        )
     options = parse_qs(parts.query)
     if unknown := sorted(options.keys() - {"endpoint", "region"}):
         raise ConfigError(f"artifact store {url!r} has unknown options {unknown}; {expected}")

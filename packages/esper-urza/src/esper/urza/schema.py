@@ -38,9 +38,9 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _one_of(column: str, values: tuple[StrEnum, ...]) -> sa.CheckConstraint:
+def _one_of(column: str, values: tuple[StrEnum, ...], *, table: str) -> sa.CheckConstraint:
     listed = ", ".join(f"'{value.value}'" for value in values)
-    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"ck_{table}_{column}_known")
 
 
 metadata = sa.MetaData(
@@ -48,7 +48,6 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
         "fk": "fk_%(table_name)s_%(column_0_name)s",
         "ix": "ix_%(table_name)s_%(column_0_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
 
@@ -61,8 +60,8 @@ blueprints = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("ir", sa.JSON, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
-    _one_of("kind", tuple(SiteKind)),
-    _one_of("status", tuple(BlueprintStatus)),
+    _one_of("kind", tuple(SiteKind), table="blueprints"),
+    _one_of("status", tuple(BlueprintStatus), table="blueprints"),
 )
 
 kernels = sa.Table(
@@ -94,12 +93,12 @@ kernels = sa.Table(
         name="fk_kernels_report_id",
         use_alter=True,  # the two tables refer to each other
     ),
-    _one_of("kind", tuple(SiteKind)),
-    _one_of("status", tuple(KernelStatus)),
+    _one_of("kind", tuple(SiteKind), table="kernels"),
+    _one_of("status", tuple(KernelStatus), table="kernels"),
     sa.CheckConstraint(
         "status <> 'VALIDATED' OR (report_id IS NOT NULL"
         " AND endorsement_key_id IS NOT NULL AND endorsement_signature IS NOT NULL)",
-        name="validated_is_endorsed",
+        name="ck_kernels_validated_is_endorsed",
     ),
     sa.Index("ix_kernels_signature", "kind", "features", "dtype", "device", "status"),
     sa.Index("ix_kernels_blueprint_id", "blueprint_id"),
@@ -134,7 +133,7 @@ field_reports = sa.Table(
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("content", sa.JSON, nullable=False),
-    _one_of("outcome", FIELD_OUTCOMES),
+    _one_of("outcome", FIELD_OUTCOMES, table="field_reports"),
     sa.Index("ix_field_reports_run_id", "run_id", "at"),
     sa.Index("ix_field_reports_kernel_id", "kernel_id"),
 )

@@ -1,0 +1,227 @@
+"""The migrations make the schema of the code, once, up and down, from code and command line."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import alembic.config
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from esper.contracts import BackendUnavailableError
+from esper.urza import open_file_store, open_library, upgrade
+from esper.urza.engine import make_engine, parse_url
+from esper.urza.migrate import SCRIPTS, exclusive, make_config
+from esper.urza.schema import metadata
+
+_OPEN_AT_ONCE = """
+import sys
+from esper.urza import open_file_store, open_library
+library = open_library(sys.argv[1], open_file_store(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+library.open()
+print(len(library.list_blueprints()))
+library.close()
+"""
+
+
+@pytest.fixture
+def engine(library_url: str) -> Generator[sa.Engine]:
+    """An engine on an empty database."""
+    made = make_engine(parse_url(library_url))
+    yield made
+    made.dispose()
+
+
+def _downgrade(engine: sa.Engine) -> None:
+    config = make_config()
+    with exclusive(engine) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+
+
+def _described(engine: sa.Engine) -> dict[str, Any]:
+    """Everything that the database says about its tables, checks and keys included."""
+    inspector = sa.inspect(engine)
+    found: dict[str, Any] = {}
+    for table in inspector.get_table_names():
+        if table != "alembic_version":
+            found[table] = {
+                "columns": [
+                    (one["name"], str(one["type"]), one["nullable"])
+                    for one in inspector.get_columns(table)
+                ],
+                "primary key": inspector.get_pk_constraint(table),
+                "foreign keys": _sorted(inspector.get_foreign_keys(table)),
+                "indexes": _sorted(inspector.get_indexes(table)),
+                "checks": _sorted(inspector.get_check_constraints(table)),
+            }
+    return found
+
+
+def _sorted(constraints: Any) -> list[Any]:
+    return sorted(constraints, key=lambda one: one["name"])
+
+
+def test_migrations_make_exactly_the_schema_of_the_code(
+    engine: sa.Engine, library_url: str
+) -> None:
+    upgrade(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    migrated = _described(engine)
+    _downgrade(engine)
+    metadata.create_all(engine)
+    # Alembic compares no check constraints, so the whole descriptions are compared too.
+    assert migrated == _described(engine)
+
+
+def test_drift_would_be_found(engine: sa.Engine) -> None:
+    upgrade(engine)
+    changed = sa.MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(changed)
+    changed.tables["kernels"].append_column(sa.Column("colour", sa.Text))
+    with engine.connect() as connection:
+        found = compare_metadata(MigrationContext.configure(connection), changed)
+    assert [one[0] for one in found] == ["add_column"]
+
+
+def test_up_down_up_leaves_the_same_schema(engine: sa.Engine) -> None:
+    upgrade(engine)
+    first = _described(engine)
+    assert set(first) == set(metadata.tables)
+    _downgrade(engine)
+    assert _described(engine) == {}
+    upgrade(engine)
+    upgrade(engine)
+    assert _described(engine) == first
+
+
+def test_a_schema_newer_than_the_code_is_refused(
+    engine: sa.Engine, library_url: str, tmp_path: Path
+) -> None:
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    library = open_library(library_url, open_file_store((tmp_path / "artifacts").as_uri()))
+    with pytest.raises(BackendUnavailableError, match=r"revision 9999; .*upgrade esper-urza"):
+        library.open()
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_threads_that_migrate_one_database_apply_each_revision_once(library_url: str) -> None:
+    def _migrate(_: int) -> None:
+        engine = make_engine(parse_url(library_url))
+        try:
+            upgrade(engine)
+        finally:
+            engine.dispose()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(_migrate, range(8)))
+    _assert_migrated_once(library_url)
+
+
+def test_processes_that_open_one_database_apply_each_revision_once(
+    library_url: str, tmp_path: Path
+) -> None:
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _OPEN_AT_ONCE, library_url, (tmp_path / "a").as_uri()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for opener in openers:
+        assert opener.stdout is not None
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        assert opener.stdin is not None
+        opener.stdin.write("go\n")
+        opener.stdin.flush()
+    for opener in openers:
+        assert opener.communicate(timeout=60) == ("0\n", "")
+    _assert_migrated_once(library_url)
+
+
+def _assert_migrated_once(url: str) -> None:
+    engine = make_engine(parse_url(url))
+    try:
+        with engine.connect() as connection:
+            revisions = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+            assert revisions.scalars().all() == ["0001"]
+        assert set(_described(engine)) == set(metadata.tables)
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def run_alembic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[bool, str]]:
+    """Runs Alembic's command line in a project that points at the scripts as the workspace does.
+
+    Returns whether it succeeded, and what it printed.
+    """
+    (tmp_path / "pyproject.toml").write_text(f'[tool.alembic]\nscript_location = "{SCRIPTS}"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("POSTGRES_PASSWORD", raising=False)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+
+    def _run(*arguments: str, database_url: str | None = None) -> tuple[bool, str]:
+        if database_url is not None:
+            monkeypatch.setenv("DATABASE_URL", database_url)
+        try:
+            alembic.config.main(argv=arguments)
+        except SystemExit as error:
+            return error.code == 0, "".join(capfd.readouterr())
+        return True, "".join(capfd.readouterr())
+
+    return _run
+
+
+def test_the_command_line_migrates_the_database_of_the_settings(
+    run_alembic: Callable[..., tuple[bool, str]], library_url: str
+) -> None:
+    assert run_alembic("upgrade", "head", database_url=library_url) == (True, "")
+    _assert_migrated_once(library_url)
+
+
+@pytest.mark.parametrize(
+    ("database_url", "told"),
+    [
+        (None, "no database is configured"),
+        ("sqlite:////no/such/folder/library.db", "there is no folder /no/such/folder"),
+        ("mysql://host/library", "has scheme 'mysql'"),
+    ],
+)
+def test_the_command_line_tells_what_is_wrong_in_one_line(
+    run_alembic: Callable[..., tuple[bool, str]], database_url: str | None, told: str
+) -> None:
+    succeeded, output = run_alembic("upgrade", "head", database_url=database_url)
+    assert not succeeded
+    assert told in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+def test_the_command_line_prints_sql_without_a_database(
+    run_alembic: Callable[..., tuple[bool, str]],
+) -> None:
+    url = "postgresql://user:secret@nowhere/library"
+    succeeded, output = run_alembic("upgrade", "head", "--sql", database_url=url)
+    assert succeeded
+    assert "CREATE TABLE kernels" in output
+    assert "FOREIGN KEY(kernel_id, report_id)" in output
+    assert "secret" not in output
