@@ -95,7 +95,7 @@ def test_a_kernel_that_no_longer_verifies_is_not_loaded() -> None:
     spoiled = bytearray(blob)
     spoiled[-1] ^= 1
     # Memory that changes under the bed is what the second check is for.
-    vars(bed)["_admitted"][kernel.kernel_id] = (kernel, bytes(spoiled))
+    vars(vars(bed)["_admission"])["_admitted"][kernel.kernel_id] = (kernel, bytes(spoiled))
     with pytest.raises(KernelRejectedError, match="damaged"):
         order(bed, SeedState.LOADING)
     assert bed.seeds()[0].state is SeedState.GERMINATED

@@ -4,7 +4,7 @@
 points and reads health at the end of each epoch. Implements the port `esper.contracts.SeedBed`.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,11 @@ from esper.contracts import (
     Site,
     check_transition,
     get_logger,
-    sha256_hex,
 )
 from esper.kasmina import saving
-from esper.kasmina.endorsements import key_id_of, verify_endorsement
+from esper.kasmina.admission import Admission
 from esper.kasmina.graft import CHILD
-from esper.kasmina.kernels import Block, count_parameters, unpack_kernel
+from esper.kasmina.kernels import Block, count_parameters
 from esper.kasmina.library import builtin_blueprints
 from esper.kasmina.owners import Group, check_optimizer, check_scheduler, join, owner_index
 from esper.kasmina.plan import Target, plan
@@ -52,8 +51,7 @@ class Bed:
     def __init__(self, model: nn.Module, seeds: Sequence[Seed]) -> None:
         self._model = model
         self._seeds = {seed.seed_id: seed for seed in seeds}
-        self._trusted: dict[str, bytes] = {}
-        self._admitted: dict[str, tuple[CompiledKernelArtifact, bytes]] = {}
+        self._admission = Admission()
         self._executed: set[str] = set()
         self._optimizer: torch.optim.Optimizer | None = None
         self._scheduler: object | None = None
@@ -136,7 +134,7 @@ class Bed:
 
     def trust(self, public_key: bytes) -> None:
         """Accept endorsements made with this raw Ed25519 public key (32 bytes)."""
-        self._trusted[key_id_of(public_key)] = public_key
+        self._admission.trust(public_key)
 
     def admit(self, kernel: CompiledKernelArtifact, blob: bytes) -> None:
         """Verify a kernel (status, signature, hash, content) and keep it at hand for germination.
@@ -145,8 +143,7 @@ class Bed:
             KernelRejectedError: naming the check that failed.
 
         """
-        self._verify(kernel, blob, device="cpu")
-        self._admitted[kernel.kernel_id] = (kernel, blob)
+        self._admission.admit(kernel, blob)
 
     def execute(self, command: KasminaCommand) -> SeedEvent | None:
         """Carry out one command; None if its `command_id` was carried out before.
@@ -171,7 +168,8 @@ class Bed:
                 seed.germinate(self._fitting_kernel(seed, command.kernel_id or ""))
                 kernel_id = seed.kernel_id
             case SeedState.LOADING:
-                seed.block = self._load(seed)
+                device = str(seed.layer.get_parameter("weight").device)
+                seed.block = self._admission.load(seed.kernel_id or "", device)
             case SeedState.GRAFTING:
                 self._graft(seed)
             case SeedState.FOSSILIZED:
@@ -298,44 +296,13 @@ class Bed:
                 )
 
     def _fitting_kernel(self, seed: Seed, kernel_id: str) -> CompiledKernelArtifact:
-        if kernel_id not in self._admitted:
-            raise NotFoundError(
-                f"kernel {kernel_id[:12]} is not admitted here ({len(self._admitted)} are); "
-                "admit() it first"
-            )
-        kernel, _ = self._admitted[kernel_id]
+        kernel = self._admission.record(kernel_id)
         if kernel.signature != seed.site.signature:
             raise KernelRejectedError(
                 f"kernel {kernel_id[:12]} is built for {kernel.signature.key}, the site "
                 f"{seed.site.name!r} is {seed.site.signature.key}; choose a kernel of its signature"
             )
         return kernel
-
-    def _verify(self, kernel: CompiledKernelArtifact, blob: bytes, *, device: str) -> Block:
-        """Return the kernel's block if everything about it holds."""
-        verify_endorsement(kernel, self._trusted)
-        name = f"kernel {kernel.kernel_id[:12]}"
-        if (digest := sha256_hex(blob)) != kernel.kernel_id:
-            raise KernelRejectedError(
-                f"{name}: its bytes have the sha256 {digest[:12]}; they are damaged or not its own"
-            )
-        unpacked = unpack_kernel(blob, device=device)
-        found: Mapping[str, object] = {
-            "blueprint_id": unpacked.ir.content_hash(),
-            "signature": unpacked.signature,
-            "num_parameters": count_parameters(unpacked.block),
-            "size_bytes": len(blob),
-        }
-        for field, value in found.items():
-            if (claimed := getattr(kernel, field)) != value:
-                raise KernelRejectedError(
-                    f"{name}: its record says {field} {claimed}, its bytes say {value}"
-                )
-        return unpacked.block
-
-    def _load(self, seed: Seed) -> Block:
-        kernel, blob = self._admitted[seed.kernel_id or ""]
-        return self._verify(kernel, blob, device=str(seed.layer.get_parameter("weight").device))
 
     def _graft(self, seed: Seed) -> None:
         assert self._optimizer is not None
