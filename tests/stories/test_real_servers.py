@@ -81,7 +81,7 @@ def test_no_password_is_written_into_the_run_folder(
 
 def test_a_redis_that_dies_costs_telemetry_and_not_the_run(train: Train, tmp_path: Path) -> None:
     """Training goes on to the same weights, and the loss is counted."""
-    with start_redis(tmp_path / "redis") as redis:
+    with start_redis(tmp_path) as redis:
         process = subprocess.Popen(
             [*COMMAND, "--bus", redis.url, "--no-twin", "--epochs", "300"],
             cwd=tmp_path,

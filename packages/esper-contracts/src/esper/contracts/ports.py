@@ -326,7 +326,7 @@ class SeedBed(Protocol):
         """Return the sha256 over names, shapes, types and bytes of the model's whole state."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write `model.safetensors` and `lineage.json` into `folder`."""
         ...
 

@@ -47,13 +47,17 @@ class RunConfig(BaseModel):
             )
         return self
 
-    def to_yaml(self) -> str:
-        """Return the whole configuration as YAML, passwords removed from URLs."""
+    def public(self) -> dict[str, Any]:
+        """Return the whole configuration as JSON data, passwords removed from URLs."""
         data: dict[str, Any] = self.model_dump(mode="json")
         for key in ("bus", "library", "artifacts"):
             if data[key] is not None:
                 data[key] = without_password(data[key])
-        return yaml.safe_dump(data, sort_keys=False)
+        return data
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration as YAML, passwords removed from URLs."""
+        return yaml.safe_dump(self.public(), sort_keys=False)
 
 
 def without_password(url: str) -> str:

@@ -54,7 +54,7 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
             EventLog(folder.path / "events.jsonl") as log,
             Runtime(folder.run_id, _urls(config, folder)) as runtime,
         ):
-            log.append("run", {"run_id": folder.run_id, "config": config.model_dump(mode="json")})
+            log.append("run", {"run_id": folder.run_id, "config": config.public()})
             grow(bed, task, policy, record, runtime, log, ui, stop)
             if config.twin and not record.interrupted:
                 train_twin(task, record, ui, stop)

@@ -49,6 +49,10 @@ ENDORSER = "urabrask"
 WORKERS = ("tezzeret", ENDORSER, "urza")
 """The workers of a run: forge, crucible, archivist."""
 
+SETTLE_TIMEOUT_SECONDS = 5.0
+CLOSE_TIMEOUT_SECONDS = 3.0
+"""A run whose server died ends this much later, and not never."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeUrls:
@@ -73,10 +77,6 @@ class Runtime:
         self.library: Library = library_factory(urls.library)(urls.library, artifacts)
         context = WorkerContext(library=self.library, signing_key_file=urls.signing_key_file)
         self._workers: list[Worker] = [worker_factory(name)(context) for name in WORKERS]
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="esper-bus", daemon=True
-        )
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = threading.Condition()
         self._topic_counts: Counter[TopicNames] = Counter()
@@ -95,6 +95,10 @@ class Runtime:
 
         """
         self.library.open()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="esper-bus", daemon=True
+        )
         self._thread.start()
         try:
             self._run(self._open())
@@ -179,7 +183,9 @@ class Runtime:
                 )
             return {pair: self._characterized[self._ready[pair]] for pair in expected}
 
-    def settle(self, num_field_reports: int, timeout_seconds: float = 10.0) -> bool:
+    def settle(
+        self, num_field_reports: int, timeout_seconds: float = SETTLE_TIMEOUT_SECONDS
+    ) -> bool:
         """Wait until every message went round and the library has every outcome.
 
         Returns False if that did not happen in time, as with a dead server: the run's own record is
@@ -227,10 +233,11 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            for worker in self._workers:
-                await self._bus.remove_group(worker.topics, group=self._group(worker.name))
-            await self._bus.remove_group(TopicNames, group=self._group(SENDER))
-        except EsperError as error:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                for worker in self._workers:
+                    await self._bus.remove_group(worker.topics, group=self._group(worker.name))
+                await self._bus.remove_group(TopicNames, group=self._group(SENDER))
+        except (EsperError, TimeoutError) as error:
             _log.warning("consumer groups were left on the bus", error=str(error))
         await self._bus.close()
 
