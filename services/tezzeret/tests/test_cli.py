@@ -119,7 +119,8 @@ async def _forge_in_a_process(
         code = "from esper.tezzeret.cli import main; main()"
         with subprocess.Popen(
             [sys.executable, "-c", code, f"--artifacts={urls['artifacts']}"],
-            env=os.environ | {"REDIS_URL": bus_url, "DATABASE_URL": urls["library"]},
+            env=os.environ
+            | {"REDIS_URL": bus_url, "DATABASE_URL": urls["library"], "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         ) as process:
