@@ -9,7 +9,7 @@ from kasmina_factory import (
     PATHS,
     QUICK,
     TO_FOSSILIZED,
-    TO_STABILIZATION,
+    TO_GRAFTING,
     Make,
     admit,
     batch_for,
@@ -108,9 +108,14 @@ def test_a_frozen_kernel_does_not_move_but_lets_gradients_through() -> None:
     bed = wrap(model, stages=QUICK)
     bed.attach(optimizer)
     # A later site, so that there are earlier layers that live from what flows through the kernel.
-    grow(bed, TO_STABILIZATION, site=1, between=lambda _: train(model, optimizer, 4))
+    grow(bed, TO_GRAFTING, site=1, between=lambda _: train(model, optimizer, 4))
+    order(bed, SeedState.STABILIZATION, seed_id=(1, 0))
     kernel = [p for n, p in model.named_parameters() if "esper_seed" in n]
     before = [p.detach().clone() for p in kernel]
+
+    # A loop that clears gradients late still holds those of the step before the freeze.
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(kernel, before, strict=True))
 
     def first_gradient() -> torch.Tensor:
         x, y = batch_for(model)

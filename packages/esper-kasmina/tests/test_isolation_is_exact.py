@@ -123,3 +123,20 @@ def test_a_seed_learns_nothing_from_a_host_that_overflows() -> None:
     assert bed.seeds()[0].failure is None
     train(model, optimizer, 3)
     assert bed.seeds()[0].is_ready_for_transition
+
+
+def test_a_seed_learns_the_same_whether_or_not_the_next_operation_is_in_place() -> None:
+    finals: list[dict[str, bytes]] = []
+    for inplace in (False, True):
+        model = mlp()
+        model[1] = nn.ReLU(inplace=inplace)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        bed = wrap(model, stages=QUICK)
+        bed.attach(optimizer)
+        kernel_id = admit(bed)
+        for state in TO_TRAINING:
+            order(bed, state, kernel_id)
+        train(model, optimizer, 5)
+        order(bed, SeedState.GRAFTING)
+        finals.append(state_bits(model))
+    assert finals[0] == finals[1]
