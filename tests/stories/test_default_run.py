@@ -152,7 +152,7 @@ def test_the_report_is_a_well_formed_page(finished: FinishedRun) -> None:
     page = (finished.folder / "report.html").read_text()
     parser.feed(page)
     assert parser.open_tags == []
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
 
 
 def test_it_says_how_it_went(finished: FinishedRun) -> None:

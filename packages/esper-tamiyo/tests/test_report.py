@@ -89,7 +89,7 @@ def test_the_report_says_what_growing_changed_and_why_a_block_went() -> None:
     )
     assert "residual_mlp" in page
     assert "0.6000 with it, 0.5500 without, 0.5000 before" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
 
 
 def test_a_run_without_a_twin_or_growth_still_has_a_report() -> None:
@@ -97,7 +97,7 @@ def test_a_run_without_a_twin_or_growth_still_has_a_report() -> None:
     bare.events, bare.field_reports = [], []
     page = render_report(bare)
     assert "Nothing was tried" in page
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
 
 
 def test_a_run_stopped_in_its_first_epoch_still_has_a_report() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from esper.contracts import SeedEvent, SeedState
 from esper.tamiyo.summary import RunRecord, Training
@@ -48,24 +49,30 @@ _STYLE: Any = {
 }
 
 
-def draw_curves(record: RunRecord) -> str:
-    """Return an SVG with validation accuracy and loss by epoch; marks where blocks were grafted."""
+def draw_curves(record: RunRecord) -> list[str]:
+    """Return SVGs of validation accuracy and loss by epoch; marks where blocks were grafted."""
+    return [
+        _draw_curve(record, "val_accuracy", "validation accuracy"),
+        _draw_curve(record, "val_loss", "validation loss (logarithmic)"),
+    ]
+
+
+def _draw_curve(record: RunRecord, name: str, title: str) -> str:
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        accuracy, loss = figure.subplots(1, 2)
-        for axes, name, title in (
-            (accuracy, "val_accuracy", "validation accuracy"),
-            (loss, "val_loss", "validation loss"),
-        ):
-            if record.twin is not None:
-                _curve(axes, record.twin, name, TWIN, "twin, never grows", "--")
-            _curve(axes, record.grown, name, GROWN, "grown", "-")
-            _mark_grafts(axes, record.events)
-            axes.set_title(title, fontsize=10)
-            axes.set_xlabel("epoch")
-        loss.set_yscale("log")
-        accuracy.legend(frameon=False, fontsize=8, loc="lower right")
-        return _svg(figure, "Validation accuracy and loss by epoch, grown model and twin")
+        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        if record.twin is not None:
+            _curve(axes, record.twin, name, TWIN, "twin, never grows", "--")
+        _curve(axes, record.grown, name, GROWN, "grown", "-")
+        _mark_grafts(axes, record.events)
+        if name == "val_loss":
+            axes.set_yscale("log")
+            for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis_formatter(StrMethodFormatter("{x:.3g}"))
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False, fontsize=8)
+        return _svg(figure, f"{title} by epoch")
 
 
 def draw_timeline(record: RunRecord) -> str:
@@ -84,7 +91,7 @@ def draw_timeline(record: RunRecord) -> str:
                 if colour is not None and end > event.epoch:
                     bar = axes.barh(row, end - event.epoch, left=event.epoch, color=colour)
                     used.setdefault(event.to_state, bar)
-        axes.set_yticks(range(len(sites)), sites)
+        axes.set_yticks(range(len(sites)), [f"layer {site}" for site in sites])
         axes.set_xlim(0, last_epoch)
         axes.invert_yaxis()
         axes.set_xlabel("epoch")

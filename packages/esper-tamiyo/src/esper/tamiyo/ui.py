@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from esper.contracts import Action, SystemStatePacket
+from esper.contracts import Action, SeedState, SystemStatePacket
 from esper.tamiyo.summary import Point, RunRecord
 
 PLAIN_EVERY_EPOCHS = 10
@@ -71,12 +71,14 @@ class Ui:
 
     def decisions(self, label: str, packet: SystemStatePacket) -> None:
         """Print what was decided to grow or to remove, and what was kept."""
+        for event in packet.events:
+            if event.to_state is SeedState.FOSSILIZED:
+                self._line(
+                    label, packet.epoch, "[green]keep[/]", f"layer {event.site}: {event.reason}"
+                )
         for decision in packet.decisions:
             if decision.action in _SHOWN:
                 self._line(label, packet.epoch, _SHOWN[decision.action], decision.reason)
-        for event in packet.events:
-            if event.to_state.value == "FOSSILIZED":
-                self._line(label, packet.epoch, "[green]keep[/]", f"{event.site}: {event.reason}")
 
     def result(self, record: RunRecord, folder: Path) -> None:
         """Say how the run ended and where everything is."""

@@ -45,7 +45,7 @@ class Heuristic:
         if in_flight is not None:
             return Proposal(
                 chosen=None,
-                reason=f"one block at a time: {in_flight.site} is {in_flight.state.value}",
+                reason=f"one block at a time: layer {in_flight.site} is {in_flight.state.value}",
                 numbers=numbers,
             )
         if observation.epochs_left is not None and observation.epochs_left < self.min_epochs_left:
@@ -68,7 +68,7 @@ class Heuristic:
         return Proposal(
             chosen=best,
             reason=f"learning stalls (loss fell {numbers['improvement']:.1%} in "
-            f"{self.window_epochs} epochs); {best.blueprint_name} at {best.site} scores highest of "
+            f"{self.window_epochs} epochs); {best.blueprint_name} at layer {best.site} scores highest of "
             f"{len(candidates)}",
             candidates=candidates,
             numbers=numbers,
