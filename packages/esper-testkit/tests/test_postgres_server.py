@@ -35,6 +35,9 @@ def test_server_answers_and_every_database_is_fresh(postgres_server: PostgresSer
     with psycopg.connect(_plain(second)) as connection:
         found = connection.execute("SELECT to_regclass('things')").fetchone()
     assert found == (None,)
+    postgres_server.drop_database(first)
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        psycopg.connect(_plain(first))
 
 
 def test_wrong_password_is_refused(postgres_server: PostgresServer) -> None:

@@ -33,9 +33,9 @@ library.close()
 
 
 @pytest.fixture
-def engine(library_url: str) -> Generator[sa.Engine]:
+def engine(empty_url: str) -> Generator[sa.Engine]:
     """An engine on an empty database."""
-    made = make_engine(parse_url(library_url))
+    made = make_engine(parse_url(empty_url))
     yield made
     made.dispose()
 
@@ -70,9 +70,7 @@ def _sorted(constraints: Any) -> list[Any]:
     return sorted(constraints, key=lambda one: one["name"])
 
 
-def test_migrations_make_exactly_the_schema_of_the_code(
-    engine: sa.Engine, library_url: str
-) -> None:
+def test_migrations_make_exactly_the_schema_of_the_code(engine: sa.Engine, empty_url: str) -> None:
     upgrade(engine)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -107,20 +105,20 @@ def test_up_down_up_leaves_the_same_schema(engine: sa.Engine) -> None:
 
 
 def test_a_schema_newer_than_the_code_is_refused(
-    engine: sa.Engine, library_url: str, tmp_path: Path
+    engine: sa.Engine, empty_url: str, tmp_path: Path
 ) -> None:
     upgrade(engine)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    library = open_library(library_url, open_file_store((tmp_path / "artifacts").as_uri()))
+    library = open_library(empty_url, open_file_store((tmp_path / "artifacts").as_uri()))
     with pytest.raises(BackendUnavailableError, match=r"revision 9999; .*upgrade esper-urza"):
         library.open()
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_threads_that_migrate_one_database_apply_each_revision_once(library_url: str) -> None:
+def test_threads_that_migrate_one_database_apply_each_revision_once(empty_url: str) -> None:
     def _migrate(_: int) -> None:
-        engine = make_engine(parse_url(library_url))
+        engine = make_engine(parse_url(empty_url))
         try:
             upgrade(engine)
         finally:
@@ -128,15 +126,15 @@ def test_threads_that_migrate_one_database_apply_each_revision_once(library_url:
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(_migrate, range(8)))
-    _assert_migrated_once(library_url)
+    _assert_migrated_once(empty_url)
 
 
 def test_processes_that_open_one_database_apply_each_revision_once(
-    library_url: str, tmp_path: Path
+    empty_url: str, tmp_path: Path
 ) -> None:
     openers = [
         subprocess.Popen(
-            [sys.executable, "-c", _OPEN_AT_ONCE, library_url, (tmp_path / "a").as_uri()],
+            [sys.executable, "-c", _OPEN_AT_ONCE, empty_url, (tmp_path / "a").as_uri()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -153,7 +151,7 @@ def test_processes_that_open_one_database_apply_each_revision_once(
         opener.stdin.flush()
     for opener in openers:
         assert opener.communicate(timeout=60) == ("0\n", "")
-    _assert_migrated_once(library_url)
+    _assert_migrated_once(empty_url)
 
 
 def _assert_migrated_once(url: str) -> None:
@@ -193,10 +191,10 @@ def run_alembic(
 
 
 def test_the_command_line_migrates_the_database_of_the_settings(
-    run_alembic: Callable[..., tuple[bool, str]], library_url: str
+    run_alembic: Callable[..., tuple[bool, str]], empty_url: str
 ) -> None:
-    assert run_alembic("upgrade", "head", database_url=library_url) == (True, "")
-    _assert_migrated_once(library_url)
+    assert run_alembic("upgrade", "head", database_url=empty_url) == (True, "")
+    _assert_migrated_once(empty_url)
 
 
 @pytest.mark.parametrize(
