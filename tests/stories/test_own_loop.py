@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from esper.contracts import KasminaCommand, SeedState, SystemStatePacket
+from esper.contracts import KasminaCommand, KernelRejectedError, SeedState, SystemStatePacket
 from esper.contracts.registry import bus_factory
 from esper.kasmina import wrap
 from esper.tamiyo import Evaluate, Figures, Heuristic, Never, Policy, Runtime, RuntimeUrls, Tamiyo
@@ -226,3 +226,23 @@ def _wait_for_command(runtime: Runtime, *, before: int) -> None:
     deadline = time.monotonic() + 10
     while runtime.topic_counts["control.kasmina.commands"] <= before:
         assert time.monotonic() < deadline, "the command never came back from the bus"
+
+
+def test_a_kernel_that_no_longer_verifies_is_not_run_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = Loop(EAGER)
+
+    def refuse(*_: object) -> None:
+        raise KernelRejectedError("the endorsement does not verify")
+
+    monkeypatch.setattr("esper.kasmina.admission.verify_endorsement", refuse)
+    with loop.tamiyo:
+        for _, packet in loop.run(10):
+            if _reached(packet, SeedState.CANCELLED):
+                break
+        else:
+            pytest.fail("no seed was cancelled")
+        (report,) = loop.tamiyo.field_reports
+        assert report.outcome is SeedState.CANCELLED
+        assert "does not verify" in report.reason

@@ -30,6 +30,7 @@ from esper.contracts import (
     FieldReport,
     HealthSignal,
     KasminaCommand,
+    KernelRejectedError,
     SeedBed,
     SeedEvent,
     SeedState,
@@ -59,7 +60,11 @@ _NEXT = {
 }
 """Where a seed that is ready goes, and why. EVALUATING is not here: its verdict decides."""
 
-_OUTCOMES = (_S.FOSSILIZED, _S.CULLED, _S.CANCELLED, _S.ROLLED_BACK)
+PATIENCE_EPOCHS = 50
+"""A seed in isolation that no gradient reaches would otherwise hold its place for ever."""
+
+_UNDONE = (_S.CULLED, _S.CANCELLED, _S.ROLLED_BACK)
+_OUTCOMES = (_S.FOSSILIZED, *_UNDONE)
 
 
 class Tamiyo:
@@ -206,9 +211,14 @@ class Tamiyo:
         """Move a seed as far as it is ready to go at this decision point."""
         while (move := self._next_move(seed)) is not None:
             target, reason, numbers = move
-            action = Action.CULL if target in (_S.CULLED, _S.ROLLED_BACK) else Action.ADVANCE
+            action = Action.CULL if target in _UNDONE else Action.ADVANCE
             self._decide(action, reason, seed_id=seed.seed_id, numbers=numbers)
-            self._command(seed.seed_id, target, reason)
+            try:
+                self._command(seed.seed_id, target, reason)
+            except KernelRejectedError as error:
+                refusal = f"its kernel was refused: {error}"
+                self._decide(Action.CULL, refusal, seed_id=seed.seed_id)
+                self._command(seed.seed_id, _S.CANCELLED, refusal)
             seed = self._status(seed.seed_id)
 
     def _next_move(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]] | None:
@@ -218,6 +228,8 @@ class Tamiyo:
             return _S.ROLLED_BACK, "the validation loss is not finite", {"val_loss": loss}
         if seed.state is _S.TRAINING and seed.failure is not None:
             return _S.CULLED, f"it failed in isolation: {seed.failure}", {}
+        if seed.state is _S.TRAINING and seed.epochs_in_state >= PATIENCE_EPOCHS:
+            return _S.CANCELLED, f"it learned nothing in {PATIENCE_EPOCHS} epochs", {}
         if not seed.is_ready_for_transition:
             return None
         if seed.state is _S.EVALUATING:
