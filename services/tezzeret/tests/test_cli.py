@@ -85,20 +85,18 @@ def test_with_debug_the_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
         main()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_as_a_process_it_serves_until_it_is_told_to_stop(
     redis_server: RedisServer,
     library: Library,
     urls: dict[str, str],
     make_ir: MakeIR,
     make_signature: MakeSignature,
-    number: signal.Signals,
 ) -> None:
-    blueprint = library.submit_blueprint(make_ir(name=number.name.lower()))
+    blueprint = library.submit_blueprint(make_ir())
     wanted = BlueprintSubmitted(
         blueprint_id=blueprint.blueprint_id, signatures=(make_signature(8),)
     )
-    ready, code, output = asyncio.run(_forge_in_a_process(redis_server.url, urls, wanted, number))
+    ready, code, output = asyncio.run(_forge_in_a_process(redis_server.url, urls, wanted))
     assert ready.blueprint_id == blueprint.blueprint_id
     assert library.get_kernel(ready.kernel_id).signature == make_signature(8)
     assert code == 0, output
@@ -106,9 +104,9 @@ def test_as_a_process_it_serves_until_it_is_told_to_stop(
 
 
 async def _forge_in_a_process(
-    bus_url: str, urls: dict[str, str], wanted: BlueprintSubmitted, number: signal.Signals
+    bus_url: str, urls: dict[str, str], wanted: BlueprintSubmitted
 ) -> tuple[KernelReady, int, str]:
-    """Publish `wanted`, start the forge, wait for its answer, and stop it with `number`."""
+    """Publish `wanted`, start the forge, wait for its answer, and stop it as a container does."""
     bus = bus_factory(bus_url)(bus_url)
     topics = [TopicNames.COMPILATION_KERNEL_READY]
     await bus.open()
@@ -130,7 +128,7 @@ async def _forge_in_a_process(
                         payload = delivery.payload()
                         await delivery.ack()
                         assert isinstance(payload, KernelReady)
-                        process.send_signal(number)
+                        process.send_signal(signal.SIGTERM)
                         output = await asyncio.to_thread(process.communicate, timeout=30)
                         return payload, process.returncode, output[1]
             finally:
