@@ -95,3 +95,43 @@ def test_every_bad_variable_is_named_and_no_value_is_quoted(
         load_settings(env_file)
     assert "hunter" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "filled"),
+    [
+        ("redis://localhost:6379/3", "redis://:hidden@localhost:6379/3"),
+        ("redis://localhost/3", "redis://:hidden@localhost/3"),
+        (
+            "postgresql+psycopg://me@db.example:5432/urza",
+            "postgresql+psycopg://me:s%40t@db.example:5432/urza",
+        ),
+        ("postgresql://db.example/urza", "postgresql://me:s%40t@db.example/urza"),
+    ],
+)
+def test_a_password_is_filled_in_for_the_configured_server(
+    asked: str, filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:hidden@localhost:6379/0")
+    monkeypatch.setenv("POSTGRES_HOST", "db.example")
+    monkeypatch.setenv("POSTGRES_USER", "me")
+    monkeypatch.setenv("POSTGRES_PASSWORD", "s@t")
+    assert load_settings(None).with_password(asked) == filled
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://",
+        "sqlite:///library.db",
+        "redis://elsewhere:6379/0",
+        "redis://localhost:6380/0",
+        "redis://other@localhost:6379/0",
+        "redis://:own@localhost:6379/0",
+        "rediss://localhost:6379/0",
+        "redis://localhost:port/0",
+    ],
+)
+def test_a_password_is_given_to_no_other_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:hidden@localhost:6379/0")
+    assert load_settings(None).with_password(url) == url

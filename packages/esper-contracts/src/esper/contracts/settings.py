@@ -5,12 +5,14 @@ defaults. A run itself needs none of them: its defaults are embedded.
 """
 
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from esper.contracts.errors import ConfigError
+
+DEFAULT_PORTS = {"postgresql": 5432, "redis": 6379, "rediss": 6379}
 
 
 class Settings(BaseSettings):
@@ -54,6 +56,39 @@ class Settings(BaseSettings):
             f"postgresql+psycopg://{user}:{password}"
             f"@{self.postgres_host}:{self.postgres_port}/{self.postgres_db}"
         )
+
+    def with_password(self, url: str) -> str:
+        """Return `url` with the configured password, if it names the same server without one.
+
+        A configuration file then needs no secret: host, port and (where given) user must be those of
+        REDIS_URL or of the database; any other URL is returned as it is.
+        """
+        asked = urlsplit(url)
+        if asked.password is not None or not asked.hostname:
+            return url
+        for known in map(urlsplit, self._server_urls()):
+            if (
+                known.password
+                and _server(known) == _server(asked)
+                and asked.username in (None, known.username)
+            ):
+                credentials = known.netloc.rpartition("@")[0]
+                host = asked.netloc.rpartition("@")[2]
+                return urlunsplit(asked._replace(netloc=f"{credentials}@{host}"))
+        return url
+
+    def _server_urls(self) -> list[str]:
+        database = self.database_url is not None or self.postgres_password is not None
+        return [self.redis_url.get_secret_value(), *([self.library_url()] if database else [])]
+
+
+def _server(url: SplitResult) -> tuple[str, str | None, int | None]:
+    """Return the kind of server (`postgresql+psycopg` is one), its host and its port."""
+    kind = url.scheme.partition("+")[0]
+    try:
+        return kind, url.hostname, url.port or DEFAULT_PORTS.get(kind)
+    except ValueError:  # the port is no number, which the backend explains better
+        return kind, url.hostname, None
 
 
 def load_settings(env_file: Path | None = Path(".env")) -> Settings:

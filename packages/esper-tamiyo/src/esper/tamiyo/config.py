@@ -61,7 +61,7 @@ class RunConfig(BaseModel):
 
 
 def without_password(url: str) -> str:
-    """Return `url` without its password; servers then take it from their own variables."""
+    """Return `url` without its password, which a later run takes from the settings."""
     parts = urlsplit(url)
     if parts.password is None:
         return url

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from esper.contracts import ConfigError, EventLog, NotFoundError, SeedBed, bind_trace
+from esper.contracts import ConfigError, EventLog, NotFoundError, SeedBed, bind_trace, load_settings
 from esper.contracts.registry import seed_bed_factory
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.controller import Tamiyo
@@ -166,10 +166,13 @@ def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
 def _urls(config: RunConfig, folder: RunFolder) -> RuntimeUrls:
     """Fill in the embedded defaults, which live in the run folder."""
     here = folder.path.resolve()
+    settings = load_settings()
     shared = config.library is not None
     return RuntimeUrls(
-        bus=f"memory://{folder.run_id}" if config.bus == "memory://" else config.bus,
-        library=config.library or f"sqlite:///{here / 'library.db'}",
+        bus=f"memory://{folder.run_id}"
+        if config.bus == "memory://"
+        else settings.with_password(config.bus),
+        library=settings.with_password(config.library or f"sqlite:///{here / 'library.db'}"),
         artifacts=config.artifacts or f"file://{here / 'artifacts'}",
         signing_key_file=config.out.resolve() / "urabrask.key" if shared else None,
     )
