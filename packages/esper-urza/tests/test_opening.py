@@ -1,5 +1,6 @@
 """What cannot be opened says so: where, why and what to do, and never a secret."""
 
+import errno
 import socket
 import sqlite3
 import time
@@ -8,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from minio import Minio
 
 from esper.contracts import (
     ArtifactStore,
@@ -23,6 +26,7 @@ from esper.contracts.registry import artifact_store_factory, library_factory
 from esper.testkit.postgres import PostgresServer, start_postgres
 from esper.testkit.s3 import S3Server
 from esper.urza import open_file_store, open_library, open_s3_store
+from esper.urza.s3_store import S3Store
 
 _SECRET = "hunter2-must-not-appear"
 
@@ -187,6 +191,20 @@ def test_a_folder_that_cannot_be_written_is_named(folder: str) -> None:
     assert "choose another" in told
 
 
+def test_a_full_disk_is_told_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_file_store((tmp_path / "artifacts").as_uri())
+    store.open()
+
+    def _fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("esper.urza.file_store.os.fsync", _fail)
+    assert "cannot be written: No space left on device" in _told(lambda: store.put(b"too much"))
+    assert [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == []
+
+
 def test_file_urls_are_absolute_relative_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +258,34 @@ def test_the_s3_endpoint_comes_from_the_settings_by_default(
     assert "call open() first" in _told(lambda: store.put(b"gone"))
 
 
+def test_an_endpoint_that_is_no_server_is_told(s3_credentials: S3Server) -> None:
+    told = _told(open_s3_store("s3://bucket?endpoint=http://host:99999").open, ConfigError)
+    assert "at http://host:99999 cannot be used" in told
+
+
+def test_openers_of_one_missing_bucket_all_succeed(s3_credentials: S3Server) -> None:
+    stores = [open_s3_store(s3_credentials.url("made-by-many")) for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(S3Store.open, stores))
+    for store in stores:
+        assert store.get(store.put(b"shared")) == b"shared"
+        store.close()
+
+
+def test_a_bucket_removed_meanwhile_is_told(s3_credentials: S3Server) -> None:
+    store = open_s3_store(s3_credentials.url("short-lived"))
+    store.open()
+    Minio(
+        urlsplit(s3_credentials.endpoint).netloc,
+        access_key=s3_credentials.access_key,
+        secret_key=s3_credentials.secret_key,
+        secure=False,
+        region="us-east-1",
+    ).remove_bucket("short-lived")
+    assert "refused: NoSuchBucket" in _told(lambda: store.put(b"lost"))
+    store.close()
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -248,6 +294,7 @@ def test_the_s3_endpoint_comes_from_the_settings_by_default(
         "s3://ab",
         "s3://bucket/folder",
         "s3://bucket?endpoint=ftp://host",
+        "s3://bucket?endpoint=http://",
         "s3://bucket?zone=eu",
         f"s3://user:{_SECRET}@bucket",
         f"s3://bucket?endpoint=http://user:{_SECRET}@host",

@@ -157,13 +157,15 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         assert self._binaries is not None
+        # PGDATA, PGPORT and their like are about somebody else's server.
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         with (self._folder / "log").open("ab") as log:
             return launch(
                 [str(self._binaries / program), *arguments],
                 log=log.fileno(),
                 end_with=signal.SIGQUIT,  # stops at once and releases shared memory
                 user=self._runs_as,
-                environment={"LC_ALL": "C", "PATH": "/usr/bin:/bin"},
+                environment=ours | {"LC_ALL": "C"},
             )
 
     def _conninfo(self, port: int | None = None) -> str:

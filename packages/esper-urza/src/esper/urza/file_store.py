@@ -84,8 +84,8 @@ class FileStore:
             yield
         except OSError as error:
             raise BackendUnavailableError(
-                f"the artifact folder {self._folder} cannot be {verb}: {error.strerror} "
-                f"({error.filename}); check its mode, owner and free space, or choose another"
+                f"the artifact folder {self._folder} cannot be {verb}: {error.strerror}; "
+                "check its mode, owner and free space, or choose another"
             ) from error
 
 

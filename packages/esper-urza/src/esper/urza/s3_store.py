@@ -209,7 +209,7 @@ def open_s3_store(url: str) -> S3Store:
     if unknown := sorted(options.keys() - {"endpoint", "region"}):
         raise ConfigError(f"artifact store {url!r} has unknown options {unknown}; {expected}")
     endpoint = options.get("endpoint", [None])[0]
-    if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
+    if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
         raise ConfigError(f"artifact store {url!r} has endpoint {endpoint!r}; {expected}")
     region = options.get("region", [_DEFAULT_REGION])[0]
     return S3Store(parts.netloc, endpoint=endpoint, region=region, url=url)
