@@ -5,14 +5,16 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from esper.contracts import LIFECYCLE, SeedState, TopicNames, read_chain
+from esper.tamiyo import RunConfig
+from esper.tamiyo.run import run
+from esper.tamiyo.ui import Ui
 from esper.testkit.runs import FinishedRun, Train
-
-SEEDS = range(5)
 
 LOAD_IN_A_FRESH_PROCESS = """
 import sys, json, torch
@@ -168,17 +170,23 @@ def test_quiet_is_quiet(train: Train) -> None:
     assert (run.exit_code, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_the_policy_never_trains_exactly_like_its_twin(train: Train) -> None:
-    summary = train("--policy", "never", "--epochs", "6").summary
+def _run(folder: Path, **options: Any) -> dict[str, Any]:
+    """Run in this process, which spares the imports, and return the summary."""
+    record = run(RunConfig(out=folder, **options), Ui(quiet=True))
+    return json.loads((folder / record.run_id / "summary.json").read_text())
+
+
+def test_the_policy_never_trains_exactly_like_its_twin(tmp_path: Path) -> None:
+    summary = _run(tmp_path, policy="never", epochs=6)
     assert summary["adaptations"] == []
     assert summary["grown"] == summary["twin"]
     assert summary["parameters_before"] == summary["grown"]["parameters"]
 
 
-def test_the_grown_model_beats_its_twin_for_at_least_four_of_five_seeds(train: Train) -> None:
+def test_the_grown_model_beats_its_twin_for_at_least_four_of_five_seeds(tmp_path: Path) -> None:
     wins = 0
-    for seed in SEEDS:
-        summary = train("--seed", str(seed)).summary
+    for seed in range(5):
+        summary = _run(tmp_path, seed=seed)
         wins += summary["grown"]["accuracy"] > summary["twin"]["accuracy"]
     assert wins >= 4
 
@@ -186,7 +194,5 @@ def test_the_grown_model_beats_its_twin_for_at_least_four_of_five_seeds(train: T
 @pytest.mark.parametrize(
     ("task", "host"), [("digits", "cnn"), ("mnist1d", "mlp"), ("mnist1d", "cnn")]
 )
-def test_the_other_built_in_tasks_and_hosts_grow_too(train: Train, task: str, host: str) -> None:
-    run = train("--task", task, "--host", host, "--epochs", "30", "--no-twin")
-    assert run.exit_code == 0, run.stderr
-    assert run.summary["adaptations"]
+def test_the_other_built_in_tasks_and_hosts_grow_too(tmp_path: Path, task: str, host: str) -> None:
+    assert _run(tmp_path, task=task, host=host, epochs=20, twin=False)["adaptations"]

@@ -59,6 +59,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, _option("Passes over the training data.", "epochs")] = None,
     seed: Annotated[int | None, _option("Same seed, same decisions, same weights.", "seed")] = None,
+    threads: Annotated[int | None, _option("Threads that torch computes with.", "threads")] = None,
     policy: Annotated[
         str | None, _option("heuristic, or never for plain training.", "policy")
     ] = None,
@@ -95,6 +96,7 @@ def train(
         "host": host,
         "epochs": epochs,
         "seed": seed,
+        "threads": threads,
         "policy": policy,
         "bus": bus,
         "library": library,

@@ -28,6 +28,8 @@ class RunConfig(BaseModel):
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
+    threads: int = Field(default=1, ge=1)
+    """Threads that torch computes with; the built-in hosts are too small to gain from more."""
     twin: bool = True
     """Also train the same host with the same seed and without growth, for comparison."""
     bus: str = Field(default="memory://", min_length=1)

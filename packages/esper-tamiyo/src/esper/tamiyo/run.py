@@ -47,7 +47,7 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
         parameters_before=bed.num_parameters(),
         grown=Training(parameters=bed.num_parameters()),
     )
-    with run_folder(config) as folder, StopSignals() as stop:
+    with run_folder(config) as folder, StopSignals() as stop, _threads(config.threads):
         record.run_id = folder.run_id
         bind_trace(folder.run_id)
         with (
@@ -176,6 +176,17 @@ def _urls(config: RunConfig, folder: RunFolder) -> RuntimeUrls:
         artifacts=config.artifacts or f"file://{here / 'artifacts'}",
         signing_key_file=config.out.resolve() / "urabrask.key" if shared else None,
     )
+
+
+@contextmanager
+def _threads(number: int) -> Generator[None]:
+    """Compute with `number` threads within the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
