@@ -27,15 +27,19 @@ under runs/ with the grown model, its lineage, the hash-chained record, and repo
 
 Examples:
 
-  train                                      # the default run
+\b
+  train                                        the default run
+  train --host cnn --seed 3                    another host, another life
+  train --task mytask:load --host mynet:build  functions in files beside you
+  train --policy never --no-twin               plain training
+  train --config runs/ID/config.yaml           a run again, byte for byte
 
-  train --host cnn --seed 3                  # another host, another life
+On real servers (README, "Real servers"; passwords come from .env):
 
-  train --task mytask:load --host mynet:build   # your own functions, in files beside you
-
-  train --policy never --no-twin             # plain training
-
-  train --bus redis://localhost:6379/0 --library postgresql+psycopg://user@localhost/urza_db --artifacts s3://esper-artifacts
+\b
+  train --bus redis://localhost:6379/0 \\
+    --library postgresql+psycopg://esper_admin@localhost/urza_db \\
+    --artifacts s3://esper-artifacts
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
