@@ -87,7 +87,7 @@ def test_a_redis_that_dies_costs_telemetry_and_not_the_run(train: Train, tmp_pat
     """Training goes on to the same weights, and the loss is counted."""
     with start_redis(tmp_path) as redis:
         process = subprocess.Popen(
-            [*COMMAND, "--bus", redis.url, "--no-twin", "--epochs", "300"],
+            [*COMMAND, "--bus", redis.url, "--no-twin", "--epochs", "120"],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -103,6 +103,6 @@ def test_a_redis_that_dies_costs_telemetry_and_not_the_run(train: Train, tmp_pat
     assert process.returncode == 0, stderr
     assert "did not confirm every message" in stdout
     (summary,) = (tmp_path / "runs").glob("*/summary.json")
-    undisturbed = train("--no-twin", "--epochs", "300")
+    undisturbed = train("--no-twin", "--epochs", "120")
     assert undisturbed.summary["weights_sha256"] in summary.read_text()
     assert '"complete": false' in summary.read_text()

@@ -94,7 +94,8 @@ def train(
     ] = False,
 ) -> None:
     """Run one training."""
-    setup_logging("train", logging.DEBUG if debug else logging.WARNING)
+    # What a person must know is said by the run itself, once; log lines are for --debug.
+    setup_logging("train", logging.DEBUG if debug else logging.CRITICAL)
     changes = {
         "task": task,
         "host": host,

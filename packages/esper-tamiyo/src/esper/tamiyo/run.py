@@ -167,14 +167,12 @@ def _urls(config: RunConfig, folder: RunFolder) -> RuntimeUrls:
     """Fill in the embedded defaults, which live in the run folder."""
     here = folder.path.resolve()
     settings = load_settings()
-    shared = config.library is not None
     return RuntimeUrls(
         bus=f"memory://{folder.run_id}"
         if config.bus == "memory://"
         else settings.with_password(config.bus),
         library=settings.with_password(config.library or f"sqlite:///{here / 'library.db'}"),
         artifacts=config.artifacts or f"file://{here / 'artifacts'}",
-        signing_key_file=config.out.resolve() / "urabrask.key" if shared else None,
     )
 
 

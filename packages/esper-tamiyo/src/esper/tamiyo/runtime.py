@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -61,7 +60,6 @@ class RuntimeUrls:
     bus: str
     library: str
     artifacts: str
-    signing_key_file: Path | None = None
 
 
 class Runtime:
@@ -75,7 +73,8 @@ class Runtime:
         self._bus: Bus = bus_factory(urls.bus)(urls.bus)
         artifacts = artifact_store_factory(urls.artifacts)(urls.artifacts)
         self.library: Library = library_factory(urls.library)(urls.library, artifacts)
-        context = WorkerContext(library=self.library, signing_key_file=urls.signing_key_file)
+        # No key file: this run trusts its own crucible, whose key lives as long as the run.
+        context = WorkerContext(library=self.library)
         self._workers: list[Worker] = [worker_factory(name)(context) for name in WORKERS]
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = threading.Condition()
