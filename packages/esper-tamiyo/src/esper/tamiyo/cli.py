@@ -131,9 +131,10 @@ def _train(config_file: Path | None, changes: dict[str, Any], *, quiet: bool) ->
     from esper.tamiyo.run import run
     from esper.tamiyo.ui import Ui
 
-    with Ui(quiet=quiet) as ui:
+    ui = Ui(quiet=quiet)
+    with ui:
         record = run(config, ui)
-        ui.result(record, config.out / record.run_id)
+    ui.result(record, config.out / record.run_id)
     return record.interrupted
 
 
