@@ -1,3 +1,5 @@
+"""The envelope on its way: codec, typed payloads, what does not decode."""
+
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any

@@ -1,3 +1,5 @@
+"""The memory bus alone: clients in several threads and loops, its lifetime, its backlog."""
+
 import asyncio
 import threading
 from collections.abc import Callable

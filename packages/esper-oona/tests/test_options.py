@@ -1,3 +1,5 @@
+"""Bus URLs: what they may say, and errors that never quote a password."""
+
 import pytest
 
 from esper.contracts import ConfigError

@@ -1,3 +1,5 @@
+"""The outbox: order, the policy when full, retries, and honest counts of what was lost."""
+
 import asyncio
 from collections import Counter
 from collections.abc import Sequence

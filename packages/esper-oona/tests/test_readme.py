@@ -1,3 +1,5 @@
+"""The README's example runs as printed."""
+
 import re
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""The throwaway Redis: starts, answers, stops, and leaves nothing behind."""
+
 import shutil
 import sys
 from pathlib import Path

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from esper.contracts import ConfigError, EventLog, NotFoundError, SeedBed, bind_trace, load_settings
+from esper.contracts import (
+    ConfigError,
+    EventLog,
+    NotFoundError,
+    SeedBed,
+    load_settings,
+    trace_context,
+)
 from esper.contracts.registry import seed_bed_factory
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.controller import Tamiyo
@@ -49,8 +56,8 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
     )
     with run_folder(config) as folder, StopSignals() as stop, _threads(config.threads):
         record.run_id = folder.run_id
-        bind_trace(folder.run_id)
         with (
+            trace_context(folder.run_id),
             EventLog(folder.path / "events.jsonl") as log,
             Runtime(folder.run_id, _urls(config, folder)) as runtime,
         ):
