@@ -19,6 +19,31 @@ def build(task):
 """
 
 
+FAILS_IN_TRAINING = """
+from torch import nn
+
+class Moody(nn.Sequential):
+    def forward(self, inputs):
+        if self.training:
+            raise RuntimeError("not today")
+        return super().forward(inputs)
+
+def build(task):
+    return Moody(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10))
+"""
+
+ANSWERS_NAN = """
+from torch import nn
+
+class Nowhere(nn.Sequential):
+    def forward(self, inputs):
+        return super().forward(inputs) * float("nan")
+
+def build(task):
+    return Nowhere(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10))
+"""
+
+
 def _refused(run: FinishedRun, *messages: str) -> None:
     assert run.exit_code == 2, (run.stdout, run.stderr)
     for message in messages:
@@ -110,6 +135,25 @@ def test_a_tampered_kernel_is_named_and_does_not_run(train: Train, tmp_path: Pat
     assert victim.name in second.stderr
     assert second.stderr.count("\n") == 1
     assert not [p for p in (tmp_path / "other").iterdir() if p.is_dir()]
+
+
+def test_a_host_that_fails_in_training_is_one_message_and_leaves_nothing(
+    train: Train, tmp_path: Path
+) -> None:
+    (tmp_path / "moody.py").write_text(FAILS_IN_TRAINING)
+    run = train("--host", "moody:build", cwd=tmp_path)
+    assert run.exit_code == 1
+    assert "unexpected RuntimeError: not today" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_leaves_valid_json(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "nowhere.py").write_text(ANSWERS_NAN)
+    run = train("--host", "nowhere:build", "--epochs", "6", cwd=tmp_path)
+    assert run.exit_code == 0, run.stderr
+    assert run.summary["grown"]["loss"] is None
+    assert run.summary["adaptations"] == []
 
 
 def test_debug_shows_the_traceback(train: Train) -> None:

@@ -37,6 +37,12 @@ def wrong_input(task):
 
 def nothing(*task):
     return 42
+
+def broken(*task):
+    raise OSError("the disk is gone")
+
+def frozen(task):
+    return build(task).requires_grad_(False)
 """
 
 
@@ -103,6 +109,8 @@ def test_an_unknown_task_says_what_there_is(name: str, message: str) -> None:
         ("wide", r"answers 2 samples of task 'mine' with \(2, 4\); expected one logit per class"),
         ("wrong_input", r"batch of shape \(2, 5\)"),
         ("nothing", "returned a int"),
+        ("broken", r"failed with OSError: the disk is gone \(.*, line 25\); --debug shows"),
+        ("frozen", "has no parameter that requires a gradient"),
     ],
 )
 def test_a_host_that_does_not_fit_is_explained(my_module: str, host: str, message: str) -> None:

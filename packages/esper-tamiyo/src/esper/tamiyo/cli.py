@@ -14,6 +14,7 @@ import typer
 from esper.contracts import EsperError, load_yaml, setup_logging
 from esper.tamiyo.config import RunConfig, override
 
+EXIT_UNEXPECTED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -116,6 +117,15 @@ def train(
             raise
         print(f"train: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_BAD_INPUT) from None
+    except Exception as error:  # the last line of defence against a raw traceback
+        if debug:
+            raise
+        print(
+            f"train: unexpected {type(error).__name__}: {error}. This is a mistake in the task, in the "
+            "host or in Esper; --debug shows where. Nothing was saved.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_UNEXPECTED) from None
     except KeyboardInterrupt:
         print("train: interrupted before anything was trained; nothing was saved", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None

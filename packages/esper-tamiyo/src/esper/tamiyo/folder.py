@@ -33,7 +33,7 @@ class RunFolder:
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write one JSON file of the run."""
-        self.write_text(name, json.dumps(data, indent=2) + "\n")
+        self.write_text(name, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import ConfigError
-from esper.tamiyo.loading import resolve
+from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.tasks import Task
 
 
@@ -70,9 +70,13 @@ def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
     """
     factory = resolve("host", name, HOSTS)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-    model: object = factory(task)
+    model: object = call("host", name, factory, task)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"host {name!r} returned a {type(model).__name__}; expected a nn.Module")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"host {name!r} has no parameter that requires a gradient, so there is nothing to train"
+        )
     _check_fit(name, model, task)
     return model
 

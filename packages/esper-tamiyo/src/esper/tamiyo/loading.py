@@ -2,10 +2,11 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from esper.contracts import ConfigError, NotFoundError
+from esper.contracts import ConfigError, EsperError, NotFoundError
 
 
 def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str, F]) -> F:
@@ -36,6 +37,8 @@ def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str
             f"{role} {name!r}: cannot import {module_name!r} ({error}); it must be installed or a "
             f"file in {here}"
         ) from error
+    except Exception as error:  # anything may happen in a module of the user's
+        raise _failure(role, name, error) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
@@ -44,3 +47,28 @@ def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str
             f"{', '.join(public) or 'none'}"
         )
     return found  # pyright: ignore[reportReturnType]
+
+
+def call[**P, T](
+    role: str, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Call a function that may be the user's own.
+
+    Raises:
+        ConfigError: if it raises anything; an `EsperError` passes as it is.
+
+    """
+    try:
+        return function(*args, **kwargs)
+    except EsperError:
+        raise
+    except Exception as error:  # anything may happen in a function of the user's
+        raise _failure(role, name, error) from error
+
+
+def _failure(role: str, name: str, error: Exception) -> ConfigError:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(
+        f"{role} {name!r} failed with {type(error).__name__}: {error} "
+        f"({Path(last.filename).name}, line {last.lineno}); --debug shows the traceback"
+    )

@@ -1,5 +1,6 @@
 """What a run came to: the record that the trainer fills and `summary.json` is made from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,10 +35,18 @@ class Training:
         figures = self.held_out
         return {
             "accuracy": figures.accuracy if figures is not None else None,
-            "loss": figures.loss if figures is not None else None,
+            "loss": _finite(figures.loss) if figures is not None else None,
             "parameters": self.parameters,
-            "curve": [asdict(point) for point in self.curve],
+            "curve": [
+                {key: _finite(value) for key, value in asdict(point).items()}
+                for point in self.curve
+            ],
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return `value`, or None where it is none or no number that JSON can hold."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(kw_only=True)

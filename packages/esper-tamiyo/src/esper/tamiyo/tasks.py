@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError
-from esper.tamiyo.loading import resolve
+from esper.tamiyo.loading import call, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def load_task(name: str) -> Task:
         NotFoundError, ConfigError: if there is no such task, or it is no usable `Task`.
 
     """
-    task: object = resolve("task", name, TASKS)()
+    task: object = call("task", name, resolve("task", name, TASKS))
     if not isinstance(task, Task):
         raise ConfigError(
             f"task {name!r} returned a {type(task).__name__}; expected esper.tamiyo.Task"
