@@ -1,9 +1,17 @@
 """The same run on real Redis, PostgreSQL and S3, and what happens when a server dies."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
+import pytest
+from torch import nn
+
+from esper.contracts import BackendUnavailableError
+from esper.kasmina import wrap
+from esper.tamiyo import Runtime, RuntimeUrls
+from esper.tamiyo.forge import forge_kernels
 from esper.testkit.postgres import PostgresServer
 from esper.testkit.redis import RedisServer, start_redis
 from esper.testkit.runs import COMMAND, Train
@@ -105,4 +113,27 @@ def test_a_redis_that_dies_costs_telemetry_and_not_the_run(train: Train, tmp_pat
     (summary,) = (tmp_path / "runs").glob("*/summary.json")
     undisturbed = train("--no-twin", "--epochs", "120")
     assert undisturbed.summary["weights_sha256"] in summary.read_text()
-    assert '"complete": false' in summary.read_text()
+    written = json.loads(summary.read_text())
+    assert not written["complete"]
+    assert written["lost"]["system.events.epoch"] > 0
+    delivered_and_lost = (
+        written["topics"]["system.events.epoch"] + written["lost"]["system.events.epoch"]
+    )
+    assert delivered_and_lost == 120
+
+
+def test_a_redis_that_dies_while_kernels_are_forged_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.tamiyo.forge.FORGE_TIMEOUT_SECONDS", 2.0)
+    with start_redis(tmp_path) as redis:
+        urls = RuntimeUrls(
+            bus=redis.url,
+            library=f"sqlite:///{tmp_path / 'library.db'}",
+            artifacts=f"file://{tmp_path / 'artifacts'}",
+        )
+        with Runtime("run-1", urls) as runtime:
+            redis.stop()
+            bed = wrap(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+            with pytest.raises(BackendUnavailableError, match="check that the server of --bus"):
+                forge_kernels(bed, runtime)

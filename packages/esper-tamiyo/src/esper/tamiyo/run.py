@@ -66,9 +66,10 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
             if config.twin and not record.interrupted:
                 train_twin(task, record, ui, stop)
             record.complete = runtime.settle(num_field_reports=len(record.field_reports))
-            record.topics, record.lost = runtime.topic_counts, runtime.lost
             log.append("result", _result(record))
             record.events_head = log.head
+        # After closing: what was still queued for a dead server counts as lost only then.
+        record.topics, record.lost = runtime.topic_counts, runtime.lost
         _save(folder, bed, record)
     return record
 

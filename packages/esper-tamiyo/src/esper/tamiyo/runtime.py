@@ -156,7 +156,7 @@ class Runtime:
 
         Args:
             expected: pairs of blueprint id and signature key.
-            timeout_seconds: for all of them together.
+            timeout_seconds: how long nothing may happen; each step forward starts it again.
 
         Raises:
             EsperError: the first failure of a worker.
@@ -164,22 +164,23 @@ class Runtime:
 
         """
 
-        def done() -> bool:
-            return bool(self._failures) or all(
-                self._ready.get(pair) in self._characterized for pair in expected
-            )
+        def missing() -> int:
+            return sum(self._ready.get(pair) not in self._characterized for pair in expected)
+
+        def progress() -> tuple[int, int, int]:
+            return len(self._failures), len(self._ready), len(self._characterized)
 
         with self._changed:
-            in_time = self._changed.wait_for(done, timeout_seconds)
+            while missing() and not self._failures:
+                before = progress()
+                if not self._changed.wait_for(lambda b=before: progress() != b, timeout_seconds):
+                    raise BackendUnavailableError(
+                        f"{missing()} of {len(expected)} kernels are neither forged nor judged, and "
+                        f"nothing came back from the bus for {timeout_seconds:.0f} s; check that the "
+                        "server of --bus still runs, or leave out --bus to use the embedded one"
+                    )
             if self._failures:
                 raise self._failures[0]
-            if not in_time:
-                missing = sum(self._ready.get(p) not in self._characterized for p in expected)
-                raise BackendUnavailableError(
-                    f"{missing} of {len(expected)} kernels were not forged and judged within "
-                    f"{timeout_seconds:.0f} s; is the bus overloaded or the machine very slow? "
-                    "Try again, or use the embedded defaults (memory:// bus, no --library)"
-                )
             return {pair: self._characterized[self._ready[pair]] for pair in expected}
 
     def settle(
