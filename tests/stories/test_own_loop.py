@@ -19,7 +19,18 @@ from torch.nn import functional
 from esper.contracts import KasminaCommand, KernelRejectedError, SeedState, SystemStatePacket
 from esper.contracts.registry import bus_factory
 from esper.kasmina import wrap
-from esper.tamiyo import Evaluate, Figures, Heuristic, Never, Policy, Runtime, RuntimeUrls, Tamiyo
+from esper.tamiyo import (
+    Evaluate,
+    Figures,
+    Heuristic,
+    Never,
+    Observation,
+    Policy,
+    Proposal,
+    Runtime,
+    RuntimeUrls,
+    Tamiyo,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +53,19 @@ def test_the_readme_snippet_runs_as_printed(tmp_path: Path) -> None:
     assert {"model.safetensors", "lineage.json"} <= {
         path.name for path in (tmp_path / "grown").iterdir()
     }
+
+
+class Watched:
+    """The eager policy, with a record of what it was shown."""
+
+    name = "watched"
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def propose(self, observation: Observation) -> Proposal:
+        self.seen.append(observation)
+        return EAGER.propose(observation)
 
 
 class Loop:
@@ -125,12 +149,14 @@ def _reached(packet: SystemStatePacket, state: SeedState) -> bool:
 
 def test_a_block_that_does_not_help_is_culled_and_the_host_restored_bit_for_bit() -> None:
     with_it_and_without = itertools.cycle([Figures(loss=2.0), Figures(loss=1.0)])
-    loop = Loop(EAGER, evaluate=lambda: next(with_it_and_without))
+    policy = Watched()
+    loop = Loop(policy, evaluate=lambda: next(with_it_and_without))
     with loop.tamiyo:
         at_graft: dict[str, Any] = {}
+        graft_epoch = 0
         for before, packet in loop.run(20):
             if _reached(packet, SeedState.GRAFTING):
-                at_graft = before
+                at_graft, graft_epoch = before, packet.epoch
             if _reached(packet, SeedState.CULLED):
                 break
         else:
@@ -140,6 +166,9 @@ def test_a_block_that_does_not_help_is_culled_and_the_host_restored_bit_for_bit(
         assert (report.loss_with, report.loss_without) == (2.0, 1.0)
         assert report.parameters_added == 0
         assert _differences(at_graft, loop.state()) == []
+        # What was undone did not happen to the host that the policy decides about.
+        assert policy.seen[-1].epoch > graft_epoch
+        assert policy.seen[-1].history[-1].epoch == graft_epoch
 
 
 def test_a_block_that_helps_is_kept_and_owned_by_the_optimizer() -> None:
