@@ -28,6 +28,11 @@ def test_passwords_are_not_written() -> None:
     assert "postgresql+psycopg://me@db:5432/urza_db" in text
 
 
+def test_a_password_in_the_query_is_not_written_either() -> None:
+    url = "postgresql+psycopg://db/urza?user=me&password=hunter2&sslpassword=hunter2"
+    assert without_password(url) == "postgresql+psycopg://db/urza?user=me"
+
+
 def test_a_url_without_a_password_stays_as_it_is() -> None:
     for url in ("memory://", "sqlite:///library.db", "s3://bucket?endpoint=http://localhost:9000"):
         assert without_password(url) == url

@@ -65,10 +65,12 @@ class RunConfig(BaseModel):
 def without_password(url: str) -> str:
     """Return `url` without its password, which a later run takes from the settings."""
     parts = urlsplit(url)
-    if parts.password is None:
+    query = [part for part in parts.query.split("&") if "password" not in part.partition("=")[0]]
+    if parts.password is None and parts.query == "&".join(query):
         return url
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}" if parts.username else host))
+    netloc = f"{parts.username}@{host}" if parts.username else host
+    return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
 
 
 def override(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
