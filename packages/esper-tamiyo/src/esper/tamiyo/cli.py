@@ -127,7 +127,10 @@ def train(
         )
         raise typer.Exit(EXIT_UNEXPECTED) from None
     except KeyboardInterrupt:
-        print("train: interrupted before anything was trained; nothing was saved", file=sys.stderr)
+        print(
+            "train: interrupted; unless a report was named above, nothing was saved",
+            file=sys.stderr,
+        )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -24,6 +24,7 @@ from esper.contracts import (
     Action,
     AdaptationSignal,
     CompiledKernelArtifact,
+    ConfigError,
     Contract,
     EsperError,
     EventLog,
@@ -165,6 +166,11 @@ class Tamiyo:
             with their reasons, and the transitions that followed.
 
         """
+        val_loss = float(val_loss)
+        if val_accuracy is not None and not 0.0 <= val_accuracy <= 1.0:
+            raise ConfigError(
+                f"val_accuracy={val_accuracy}; expected a share from 0 to 1, not per cent"
+            )
         self._history.append(
             EpochFigures(
                 epoch=self.epoch,
@@ -232,11 +238,16 @@ class Tamiyo:
             return _S.CANCELLED, f"it learned nothing in {PATIENCE_EPOCHS} epochs", {}
         if not seed.is_ready_for_transition:
             return None
+        if seed.state is _S.TRAINING and self._awaits_verdict():
+            return None  # one undo must not take the other with it
         if seed.state is _S.EVALUATING:
             return self._judge(seed)
         if seed.state in _NEXT:
             return *_NEXT[seed.state], {}
         return None
+
+    def _awaits_verdict(self) -> bool:
+        return any(seed.state in HOST_VISIBLE & IN_FLIGHT for seed in self.bed.seeds())
 
     def _judge(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]]:
         now, before = self._history[-1], self._before.get(seed.seed_id)
@@ -366,7 +377,7 @@ class Tamiyo:
         return next(seed for seed in self.bed.seeds() if seed.seed_id == seed_id)
 
     def _record(self, kind: str, content: Contract) -> None:
-        """Append to the event log, and publish what has a topic; neither can stop the run."""
+        """Append to the event log, and publish what has a topic; a dead bus cannot stop the run."""
         if self._log is not None:
             self._log.append(kind, content)
         match content:

@@ -3,8 +3,10 @@
 Deliberately small: each has a bottleneck that growth can relieve. Shapes: B batch, C classes.
 """
 
+import random
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,13 +64,15 @@ HOSTS: Mapping[str, Callable[[Task], object]] = {"mlp": mlp, "cnn": cnn}
 def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
     """Build a host with initial weights drawn from `seed`, and check that it fits the task.
 
-    Seeds torch's global generator, as every initialiser draws from it.
+    Seeds the global generators of torch, numpy and random: initialisers and layers draw from them.
 
     Raises:
         NotFoundError, ConfigError: if there is no such host, or it does not fit the task.
 
     """
     factory = resolve("host", name, HOSTS)
+    random.seed(seed)
+    np.random.seed(seed)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     model: object = call("host", name, factory, task)
     if not isinstance(model, nn.Module):
