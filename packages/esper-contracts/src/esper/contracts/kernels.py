@@ -24,7 +24,7 @@ type DType = Literal["float64", "float32", "bfloat16", "float16"]
 
 
 class KernelSignature(Contract):
-    """What a kernel is built for; a kernel fits a site when their signatures are equal.
+    """What a kernel is built for, or what a site calls for; `fits` tells whether they go together.
 
     Batch, sequence and image sizes are not part of it: no allowed operator's weights depend on them.
     """
@@ -39,6 +39,10 @@ class KernelSignature(Contract):
     def key(self) -> str:
         """A readable, unique name such as `features-8-float32-cpu`."""
         return f"{self.kind.value}-{self.features}-{self.dtype}-{self.device}"
+
+    def fits(self, site: "KernelSignature") -> bool:
+        """Tell whether a kernel of this signature may run at a site of the signature `site`."""
+        return self.kind in site.kind.takes and self == site.model_copy(update={"kind": self.kind})
 
 
 class CheckResult(Contract):

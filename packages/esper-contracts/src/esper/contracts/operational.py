@@ -22,7 +22,9 @@ class Site(Contract):
     """Qualified name of the layer in the host, as in `named_modules()`."""
     module_type: str
     signature: KernelSignature
+    """What each seed's kernel is built for: `features` is the width of one chunk."""
     num_seeds: int = Field(default=1, ge=1)
+    """Into how many equal chunks the layer's features are split, one seed each."""
 
 
 class HealthSignal(Contract):
@@ -39,6 +41,15 @@ class HealthSignal(Contract):
     """Share of features that do not vary over the sampled rows."""
     avg_correlation: float = Field(ge=-1.0, le=1.0)
     """Mean absolute Pearson correlation over pairs of features that do vary; 0 without a pair."""
+    gradient_norm: float | None = None
+    """Root mean square over rows of the norm of the loss's gradient at the site's features, in
+    units of the loss per unit of activation, times the rows of a batch (so that it does not depend
+    on the batch's size); None when no gradient was sampled."""
+    expressivity_gap: float | None = None
+    """The part of that gradient's mean squared norm that no change of the layer's own weights can
+    follow (Verbockhaven et al. 2024); None where the layer's inputs are not known."""
+    num_rows: int = Field(default=0, ge=0)
+    """Sampled rows that the numbers were computed from; with 0 the others say nothing."""
     is_ready_for_transition: bool = False
     """The seed's own signal that its current stage is complete."""
 

@@ -260,7 +260,7 @@ class SeedBed(Protocol):
 
     @property
     def blueprints(self) -> Sequence[BlueprintIR]:
-        """The built-in designs that fit at least one of the sites."""
+        """The designs that fit at least one of the sites."""
         ...
 
     @property
@@ -272,11 +272,19 @@ class SeedBed(Protocol):
         """Return every seed as it stands, in order of its id."""
         ...
 
-    def attach(self, optimizer: Any, scheduler: Any | None = None) -> None:
+    def attach(
+        self,
+        optimizer: Any,
+        scheduler: Any | None = None,
+        *,
+        scaler: Any | None = None,
+        copies: Sequence[Any] = (),
+    ) -> None:
         """Follow this `torch.optim.Optimizer`.
 
-        Its steps drive ramps and isolated training, and grafted parameters join it. `scheduler` is
-        restored with it on an undo.
+        Its steps drive ramps and isolated training, and grafted parameters join it. `scheduler` and
+        `scaler` are restored with it on an undo. `copies` are modules of the host's architecture
+        (moving averages, teachers) that grow and shrink with it.
         """
         ...
 
