@@ -6,10 +6,11 @@ Shapes: `N` rows (samples, or positions of an image), `D` features or channels.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.contracts import SiteKind
 
@@ -23,45 +24,57 @@ CORRELATED_FEATURES = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """The three numbers of a `HealthSignal`; all zero when nothing was sampled."""
+    """The numbers of a `HealthSignal`; zero or None when nothing was sampled."""
 
     activation_variance: float = 0.0
     dead_neuron_ratio: float = 0.0
     avg_correlation: float = 0.0
+    gradient_norm: float | None = None
+    expressivity_gap: float | None = None
+    num_rows: int = 0
 
 
 class HealthSampler:
-    """Keeps a few rows of every n-th training forward; deterministic, draws no random numbers."""
+    """Keeps a few rows of the sampled forwards; deterministic, draws no random numbers."""
 
-    def __init__(self, kind: SiteKind, every_steps: int) -> None:
+    __slots__ = ("_kind", "_samples")
+
+    def __init__(self, kind: SiteKind, layer: nn.Module) -> None:
         self._kind = kind
-        self._every_steps = every_steps
-        self._seen = 0
         self._samples: deque[Tensor] = deque(maxlen=SAMPLES_KEPT)
 
-    def observe(self, output: Tensor) -> None:
-        """Count one training forward and keep its first rows if it is its turn."""
-        if self._seen % self._every_steps == 0:
-            # A clone: an in-place operation after the layer may overwrite the output.
-            self._samples.append(as_rows(output.detach(), self._kind, ROWS_PER_SAMPLE).clone())
-        self._seen += 1
+    def observe(self, h: Tensor, inputs: Tensor | None) -> None:
+        """Keep some rows of a sampled forward: the features and what the layer made them from."""
+        # A clone: an in-place operation after the layer may overwrite the output.
+        self._samples.append(as_rows(h.detach(), self._kind, ROWS_PER_SAMPLE).clone())
+
+    def observe_gradient(self, g: Tensor) -> None:
+        """Keep the same rows of the loss's gradient at the features observed last."""
 
     def close(self) -> Health:
         """Return the health over the samples since the last call and start anew."""
         samples = list(self._samples)
         self._samples.clear()
-        self._seen = 0
         if not samples:
             return Health()
-        return measure(torch.cat([sample.cpu().double() for sample in samples]))
+        rows = torch.cat([sample.cpu().double() for sample in samples])
+        return replace(measure(rows), num_rows=len(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was sampled."""
+        return {"samples": list(self._samples)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._samples = deque(state["samples"], maxlen=SAMPLES_KEPT)
 
 
 def as_rows(output: Tensor, kind: SiteKind, limit: int) -> Tensor:
     """Return the first `limit` rows `(N, D)` of features `(…, D)` or channels `([B,] D, H, W)`."""
-    if kind is SiteKind.FEATURES:
+    if not kind.is_channels:
         return output.reshape(-1, output.shape[-1])[:limit]
-    images = output if output.dim() == 4 else output.unsqueeze(0)
-    positions = max(1, images.shape[2] * images.shape[3])
+    images = output if output.dim() == kind.num_dims else output.unsqueeze(0)
+    positions = max(1, images[0, 0].numel() if len(images) else 1)
     images = images[: -(-limit // positions)]
     return images.movedim(1, -1).reshape(-1, images.shape[1])[:limit]
 

@@ -1,10 +1,13 @@
 """Isolated training: a block learns at its site without the host noticing.
 
-A seed in TRAINING owns one `Learner`. It sees clones of the site's features on training forwards and
-the task's gradient there, and fits `f(h)` to a small step against that gradient.
+A seed in TRAINING owns one `Learner`. It is shown the site's features and the task's gradient there,
+and fits `f(h)` to a small step against that gradient.
 
-Shapes: `h` and its gradient `g` are `(N, D)` rows, or `(B, D, H, W)` images.
+Shapes: `h` and its gradient `g` are `(N, D)` rows, `(B, T, D)` sequences or `(B, D, …)` channels.
 """
+
+from collections import deque
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,11 @@ from esper.contracts import SiteKind
 from esper.kasmina.kernels import Block
 
 MAX_ROWS = 512
-"""Rows (or positions of images) per own step: bounds what a seed costs."""
+"""Rows (or positions of images and sequences) per call: bounds what a seed costs."""
+
+MAX_CALLS = 4
+"""With gradient accumulation, or a layer that is called several times in a step, a step learns from the
+last so many calls."""
 
 RELATIVE_STEP = 0.1
 """Size of the target relative to the features: small enough to stay where the gradient is valid."""
@@ -23,36 +30,34 @@ LEARNING_RATE = 1e-3
 
 
 class Learner:
-    """One block's own training; never touches the host, its optimizer or a random stream."""
+    """One block's own training; never touches the host, its optimizer or a global random stream."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, seed: int) -> None:
         self._block = block
         self._adam = torch.optim.Adam(block.parameters(), lr=LEARNING_RATE)
-        self._pair: tuple[Tensor, Tensor] | None = None
+        self._generator = torch.Generator().manual_seed(seed % (1 << 63))
+        self._pending: deque[tuple[Tensor, Tensor]] = deque(maxlen=MAX_CALLS)
         self.num_steps = 0
         self.failure: str | None = None
 
-    def capture(self, output: Tensor) -> None:
-        """Keep a clone of the features `output` and, once it is known, of their gradient."""
-        if self.failure is not None or not (torch.is_grad_enabled() and output.requires_grad):
-            return
-        kind = self._block.signature.kind
-        h = select(output.detach(), kind).clone()
-
-        def keep(gradient: Tensor) -> None:
-            self._pair = (h, select(gradient.detach(), kind).clone())
-
-        output.register_hook(keep)  # pyright: ignore[reportUnknownMemberType]
+    def observe(self, h: Tensor, g: Tensor) -> None:
+        """Keep some rows of the features at the site and of the loss's gradient there, as clones."""
+        if self.failure is None:
+            kind = self._block.signature.kind
+            self._pending.append(
+                (select(h.detach(), kind).clone(), select(g.detach(), kind).clone())
+            )
 
     def step(self) -> None:
-        """Make one own step on the latest features and gradient, if there are any."""
-        pair, self._pair = self._pair, None
-        if pair is None or self.failure is not None:
-            return
+        """Make one own step on what was observed since the last one, if anything was."""
+        pairs = list(self._pending)
+        self._pending.clear()
         weight = next(self._block.parameters(), None)
-        if weight is None:
+        if not pairs or weight is None or self.failure is not None:
             return
-        h, g = (value.to(weight.device, weight.dtype) for value in pair)
+        h, g = (
+            torch.cat([part.to(weight) for part in parts]) for parts in zip(*pairs, strict=True)
+        )
         size = rms(g)
         # A host that overflows (as under a gradient scaler) says nothing about the seed.
         if not (bool(torch.isfinite(h).all()) and bool(torch.isfinite(g).all()) and size > 0):
@@ -60,6 +65,25 @@ class Learner:
         target = -RELATIVE_STEP * rms(h) * g / size
         self.num_steps += 1
         self.failure = self._fit(h, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next steps depend on, except the block's own weights."""
+        return {
+            "num_steps": self.num_steps,
+            "failure": self.failure,
+            "adam": self._adam.state_dict(),
+            "generator": self._generator.get_state(),
+            "pending": [[h, g] for h, g in self._pending],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.num_steps = state["num_steps"]
+        self.failure = state["failure"]
+        self._adam.load_state_dict(state["adam"])
+        self._generator.set_state(state["generator"])
+        self._pending.clear()
+        self._pending.extend((h, g) for h, g in state["pending"])
 
     def _fit(self, h: Tensor, target: Tensor) -> str | None:
         """Step toward `f(h) = target`; return what went wrong, if anything did."""
@@ -77,12 +101,16 @@ class Learner:
 
 
 def select(values: Tensor, kind: SiteKind) -> Tensor:
-    """Return at most `MAX_ROWS` rows of `values`, evenly spread over the batch."""
+    """Return at most `MAX_ROWS` rows of `values`, evenly spread, as a view where that is possible.
+
+    Of features these are rows `(N, D)`; of sequences and channels whole batch elements, at least one.
+    """
     if kind is SiteKind.FEATURES:
         rows, cost = values.reshape(-1, values.shape[-1]), 1
     else:
-        rows = values if values.dim() == 4 else values.unsqueeze(0)
-        cost = rows.shape[2] * rows.shape[3]
+        rows = values if values.dim() == kind.num_dims else values.unsqueeze(0)
+        features = rows.shape[1 if kind.is_channels else -1]
+        cost = rows[0].numel() // max(1, features) if len(rows) else 1
     keep = max(1, MAX_ROWS // max(1, cost))
     return rows[:: -(-len(rows) // keep) or 1]
 
