@@ -5,14 +5,15 @@
 
 import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from kasmina_factory import cnn, mlp, state_bits
-from torch import nn
+from kasmina_factory import blueprint, cnn, mlp, state_bits
+from torch import Tensor, nn
 
 from esper.contracts import HostError, SiteKind
-from esper.kasmina import StageLengths, plan, wrap
+from esper.kasmina import StageLengths, Target, plan, wrap
 
 
 class Attention(nn.Module):
@@ -20,7 +21,12 @@ class Attention(nn.Module):
         super().__init__()
         self.embed = nn.Linear(6, 8)
         self.mix = nn.MultiheadAttention(8, 2)
+        self.act = nn.GELU()
         self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        return self.head(self.act(self.mix(h, h, h)[0]))
 
 
 class Shared(nn.Module):
@@ -32,7 +38,7 @@ class Shared(nn.Module):
         self.head = nn.Linear(6, 3)
 
 
-def names(model: nn.Module, *targets: str | type[nn.Module]) -> list[str]:
+def names(model: nn.Module, *targets: Target) -> list[str]:
     found = plan(model, targets or None)
     assert found.problems == ()
     return [site.name for site in found.sites]
@@ -45,6 +51,7 @@ def test_sites_are_all_layers_but_the_head_in_order() -> None:
         (1, "4", "Conv2d"),
     ]
     assert found.sites[1].signature.key == "channels_2d-6-float32-cpu"
+    assert found.sites[0].num_seeds == 1
     assert found.refused == ("8 is the output head; name it in targets to use it",)
 
 
@@ -56,17 +63,29 @@ def test_planning_touches_nothing() -> None:
     assert (state_bits(model), repr(model), [dict(vars(m)) for m in model.modules()]) == before
 
 
-def test_targets_choose_by_name_glob_or_type_in_order_of_registration() -> None:
+def test_targets_choose_by_name_glob_type_or_predicate_in_order_of_registration() -> None:
     assert names(mlp(), "4", "0") == ["0", "4"]
     assert names(mlp(), "[02]") == ["0", "2"]
     assert names(cnn(), nn.Linear) == ["8"]
     assert names(cnn(), nn.Conv2d, "8") == ["0", "4", "8"]
+    assert names(cnn(), lambda name, layer: isinstance(layer, nn.Conv2d) and name > "0") == ["4"]
+
+
+def test_one_star_stays_within_a_level_and_two_cross_it() -> None:
+    model = nn.ModuleDict({"a": mlp(), "b": nn.Sequential(mlp(), nn.Linear(3, 3))})
+    assert names(model, "*.0") == ["a.0"]
+    assert names(model, "b.**.?") == ["b.0.0", "b.0.2", "b.0.4"]
+
+
+def test_a_wrong_target_is_named() -> None:
+    wrong: Any = 7
+    with pytest.raises(HostError, match="target 7; expected a name, a glob, a module type"):
+        plan(mlp(), [wrong])
 
 
 def test_layers_that_are_never_called_carry_no_seed() -> None:
     found = plan(Attention())
-    assert [site.name for site in found.sites] == ["embed"]
-    assert any(line.startswith("mix.out_proj is used by") for line in found.refused)
+    assert [site.name for site in found.sites] == ["embed", "mix"]
     with pytest.raises(HostError, match=r"'mix\.out_proj': mix\.out_proj is used by"):
         plan(Attention(), ["mix.out_proj"]).check()
 
@@ -77,7 +96,8 @@ def test_the_fast_path_of_an_encoder_layer_is_respected() -> None:
     assert names(model) == ["0"]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        assert names(model) == ["0", "1.linear1", "1.linear2"]
+        assert names(model) == ["0", "1"]
+        assert names(model, "1.linear*") == ["1.linear1", "1.linear2"]
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
 
@@ -91,12 +111,12 @@ def test_shared_layers_carry_no_seed() -> None:
 def test_every_problem_is_listed_at_once_and_nothing_is_wrapped() -> None:
     model = Attention()
     with pytest.raises(HostError) as caught:
-        wrap(model, targets=["embed", "mix.out_proj", "mix", "nowhere.*", nn.Conv2d])
+        wrap(model, targets=["embed", "mix.out_proj", "act", "nowhere.*", nn.Conv2d])
     lines = str(caught.value).splitlines()
     assert lines[0] == "this host cannot carry seeds as asked:"
     assert [line.split(":")[0].split(" is a")[0] for line in lines[1:]] == [
         "- target 'mix.out_proj'",
-        "- target 'mix'",
+        "- target 'act'",
         "- target 'nowhere.*' matches no layer; there are",
         "- target 'Conv2d' matches no layer; there are",
     ]
@@ -111,8 +131,8 @@ def test_no_targets_is_a_problem() -> None:
 def test_a_host_without_sites_hears_why_for_each_layer() -> None:
     with pytest.raises(HostError, match=re.escape("0 is the output head")):
         wrap(nn.Sequential(nn.Linear(4, 2)))
-    with pytest.raises(HostError, match="no Linear or Conv2d layer"):
-        wrap(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()))
+    with pytest.raises(HostError, match="no Linear, convolution, recurrent or attention layer"):
+        wrap(nn.Sequential(nn.ReLU(), nn.Flatten()))
 
 
 def test_a_host_on_the_meta_device_is_refused() -> None:
@@ -158,11 +178,15 @@ def test_a_parallel_host_is_refused() -> None:
 
 def test_the_bed_offers_the_blueprints_that_fit() -> None:
     assert {ir.kind for ir in wrap(mlp()).blueprints} == {SiteKind.FEATURES}
+    own = blueprint("low_rank").model_copy(update={"name": "mine"})
+    assert "mine" in {ir.name for ir in wrap(mlp(), blueprints=[own]).blueprints}
     assert {ir.kind for ir in wrap(cnn()).blueprints} == {SiteKind.CHANNELS_2D}
 
 
 def test_stage_lengths_are_checked() -> None:
     with pytest.raises(ValueError, match="ramp_steps=-1; expected an integer of at least 0"):
         StageLengths(ramp_steps=-1)
+    with pytest.raises(ValueError, match="ramp_shape='square'; expected one of linear"):
+        StageLengths(ramp_shape="square")  # pyright: ignore[reportArgumentType]
     with pytest.raises(HostError, match="sample_every_steps=0; expected at least 1"):
         wrap(mlp(), sample_every_steps=0)

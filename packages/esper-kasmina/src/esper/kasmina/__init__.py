@@ -1,25 +1,31 @@
 """Kasmina, the seed layer for PyTorch: seeds in a host model, grafting, health, undo, saving."""
 
+from esper.kasmina.adapters import FIRST_OF_TUPLE, Adapter, register_adapter
 from esper.kasmina.bed import Bed, wrap
 from esper.kasmina.endorsements import key_id_of, verify_endorsement
 from esper.kasmina.kernels import (
     Block,
-    UnpackedKernel,
     build_block,
     count_parameters,
     initialise_block,
-    pack_kernel,
     probe_shape,
-    unpack_kernel,
 )
 from esper.kasmina.library import builtin_blueprints
 from esper.kasmina.loading import load
-from esper.kasmina.plan import Plan, Target, plan
+from esper.kasmina.operators import LayerContext, register_operator, unregister_operator
+from esper.kasmina.packing import UnpackedKernel, pack_kernel, unpack_kernel
+from esper.kasmina.plan import Plan, plan
+from esper.kasmina.probe import Example
 from esper.kasmina.stages import StageLengths
+from esper.kasmina.targets import Target
 
 __all__ = [
+    "FIRST_OF_TUPLE",
+    "Adapter",
     "Bed",
     "Block",
+    "Example",
+    "LayerContext",
     "Plan",
     "StageLengths",
     "Target",
@@ -33,7 +39,10 @@ __all__ = [
     "pack_kernel",
     "plan",
     "probe_shape",
+    "register_adapter",
+    "register_operator",
     "unpack_kernel",
+    "unregister_operator",
     "verify_endorsement",
     "wrap",
 ]

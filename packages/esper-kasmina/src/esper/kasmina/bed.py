@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from esper.contracts import (
     BlueprintIR,
@@ -26,38 +24,53 @@ from esper.contracts import (
     SeedState,
     SeedStatus,
     Site,
-    check_transition,
     get_logger,
 )
 from esper.kasmina import saving
 from esper.kasmina.admission import Admission
-from esper.kasmina.graft import CHILD
+from esper.kasmina.attachment import Attachment
+from esper.kasmina.compiled import forget_graphs
+from esper.kasmina.graft import claim, release
 from esper.kasmina.kernels import Block, count_parameters
+from esper.kasmina.legality import UNDONE, Legality
 from esper.kasmina.library import builtin_blueprints
-from esper.kasmina.owners import Group, check_optimizer, check_scheduler, join, owner_index
-from esper.kasmina.plan import Target, plan
-from esper.kasmina.seed import BEFORE_VERDICT, FROZEN, GRAFTED, Seed
+from esper.kasmina.owners import Group, join, owner_index
+from esper.kasmina.plan import Plan, device_of, plan
+from esper.kasmina.probe import Example
+from esper.kasmina.sampling import Sampling
+from esper.kasmina.seed import BEFORE_VERDICT, COUNTS_STEPS, FROZEN, GRAFTED, Seed
 from esper.kasmina.stages import StageLengths
+from esper.kasmina.targets import Target, named_modules
 from esper.kasmina.undo import Snapshot
 
-UNDONE = frozenset({SeedState.CULLED, SeedState.CANCELLED, SeedState.ROLLED_BACK})
+RESTRUCTURING = frozenset({SeedState.TRAINING, SeedState.GRAFTING}) | UNDONE
+"""Transitions that change what runs at a site, so that compiled graphs are made anew."""
 
-NEEDS_OPTIMIZER = frozenset({SeedState.TRAINING, SeedState.GRAFTING})
+SAMPLE_EVERY_STEPS = 32
+"""Keeps what sampling costs below 1 % of the training steps of a small model."""
 
 
 class Bed:
-    """A host with one dormant seed per site. Make it with `wrap`; belongs to the training thread."""
+    """A host with dormant seeds at its sites. Make it with `wrap`; belongs to the training thread."""
 
-    def __init__(self, model: nn.Module, seeds: Sequence[Seed]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        seeds: Sequence[Seed],
+        sampling: Sampling,
+        blueprints: Sequence[BlueprintIR] = (),
+    ) -> None:
         self._model = model
         self._seeds = {seed.seed_id: seed for seed in seeds}
+        self._sites = tuple({seed.site.layer_id: seed.site for seed in seeds}.values())
+        self._sampling = sampling
+        self._own_blueprints = tuple(blueprints)
         self._admission = Admission()
         self._executed: set[str] = set()
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._scheduler: object | None = None
-        self._handle: RemovableHandle | None = None
+        self._attachment: Attachment | None = None
         self._snapshot: Snapshot | None = None
         self._added: Group | None = None
+        self._counting: tuple[Seed, ...] = ()
         self._steps = 0
         self._log = get_logger("kasmina")
 
@@ -69,13 +82,15 @@ class Bed:
     @property
     def sites(self) -> Sequence[Site]:
         """The places that carry seeds, input side first."""
-        return tuple(seed.site for seed in self._seeds.values())
+        return self._sites
 
     @property
     def blueprints(self) -> Sequence[BlueprintIR]:
-        """The built-in designs that fit at least one of the sites."""
-        kinds = {site.signature.kind for site in self.sites}
-        return tuple(ir for ir in builtin_blueprints() if ir.kind in kinds)
+        """The built-in designs and the user's own that fit at least one of the sites."""
+        kinds = {kind for site in self.sites for kind in site.signature.kind.takes}
+        return tuple(
+            ir for ir in (*builtin_blueprints(), *self._own_blueprints) if ir.kind in kinds
+        )
 
     @property
     def step(self) -> int:
@@ -95,42 +110,58 @@ class Bed:
         """
         found = self._seeds.get(seed_id)
         if found is None:
-            known = ", ".join(str(key) for key in self._seeds)
-            raise NotFoundError(f"there is no seed {seed_id}; there are: {known}")
+            some = ", ".join(str(key) for key in list(self._seeds)[:8])
+            more = ", …" if len(self._seeds) > 8 else ""
+            raise NotFoundError(f"there is no seed {seed_id}; there are: {some}{more}")
         return found
 
-    def attach(self, optimizer: Any, scheduler: Any | None = None) -> None:
+    def attach(
+        self,
+        optimizer: Any,
+        scheduler: Any | None = None,
+        *,
+        scaler: Any | None = None,
+        copies: Sequence[Any] = (),
+    ) -> None:
         """Follow `optimizer`: its steps drive the seeds, and grafted parameters join it.
 
-        `scheduler` is restored with it on an undo. Blocks that are already part of the model and
-        that the optimizer does not own yet join at once.
+        Blocks that are already part of the model and that the optimizer does not own yet join at once.
+
+        Args:
+            optimizer: the `torch.optim.Optimizer` that trains the host.
+            scheduler: its learning-rate scheduler; an undo restores it too.
+            scaler: the `torch.amp.GradScaler`, if there is one; an undo restores it too.
+            copies: modules of the host's architecture, such as moving averages
+                (`torch.optim.swa_utils.AveragedModel`); they grow and shrink with the host.
 
         Raises:
             HostError: if it cannot follow this host, or a seed awaits its verdict under another one.
 
         """
-        checked = check_optimizer(optimizer, self._model)
-        if scheduler is not None:
-            check_scheduler(scheduler)
-        if self._snapshot is not None and self._snapshot.optimizer is not checked:
+        attachment = Attachment.check(
+            self._model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, copies=copies
+        )
+        if self._snapshot is not None and self._snapshot.optimizer is not attachment.optimizer:
             waiting = next(s for s in self._seeds.values() if s.state in BEFORE_VERDICT)
             raise HostError(
                 f"seed {waiting.seed_id} is in {waiting.state} and could not be undone under another "
                 "optimizer; fossilize or cull it first"
             )
         self.detach()
-        self._optimizer, self._scheduler = checked, scheduler
-        self._handle = checked.register_step_post_hook(self._after_step)
-        owned = {id(p) for group in checked.param_groups for p in group["params"]}
+        self._attachment = attachment
+        attachment.follow(self._after_step)
+        self._sampling.start()
+        owned = {id(p) for group in attachment.optimizer.param_groups for p in group["params"]}
         for seed in self._seeds.values():
             if seed.graft is not None and not any(id(p) in owned for p in seed.graft.parameters()):
                 self._join(seed)
 
     def detach(self) -> None:
         """Stop following the optimizer; seeds stop advancing. Idempotent."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self._optimizer = self._scheduler = None
+        if self._attachment is not None:
+            self._attachment.leave()
+        self._sampling.stop()
+        self._attachment = None
 
     def trust(self, public_key: bytes) -> None:
         """Accept endorsements made with this raw Ed25519 public key (32 bytes)."""
@@ -161,15 +192,16 @@ class Bed:
         if command.command_id in self._executed:
             return None
         seed, target = self.seed(command.seed_id), command.target
-        self._check(seed, target)
+        self._legality().check(seed, target)
         before, kernel_id = seed.state, seed.kernel_id
         match target:
             case SeedState.GERMINATED:
                 seed.germinate(self._fitting_kernel(seed, command.kernel_id or ""))
                 kernel_id = seed.kernel_id
             case SeedState.LOADING:
-                device = str(seed.layer.get_parameter("weight").device)
-                seed.block = self._admission.load(seed.kernel_id or "", device)
+                seed.block = self._admission.load(seed.kernel_id or "", str(seed.device))
+            case SeedState.TRAINING:
+                self._hook(seed)
             case SeedState.GRAFTING:
                 self._graft(seed)
             case SeedState.FOSSILIZED:
@@ -181,6 +213,9 @@ class Bed:
             case _:
                 pass
         seed.enter(target)
+        self._recount()
+        if target in RESTRUCTURING:
+            forget_graphs()
         self._executed.add(command.command_id)
         self._log.info("seed_moved", seed=seed.seed_id, before=before, now=target)
         return SeedEvent(
@@ -197,6 +232,7 @@ class Bed:
 
     def end_epoch(self, epoch: int) -> Sequence[HealthSignal]:
         """Close the epoch's sampled statistics and return one signal per seed."""
+        self._sampling.start()
         return tuple(seed.end_epoch(epoch) for seed in self._seeds.values())
 
     @contextmanager
@@ -251,74 +287,61 @@ class Bed:
                 )
         self.detach()
         for seed in self._seeds.values():
-            seed.hook.watch = None
-            if seed.graft is None:
-                seed.hook.uninstall(seed.layer)
+            seed.enter(seed.state)  # a seed that is learning lets go of its site
+            release(seed.layer)
         self._seeds = {}
+        self._sites = ()
         return self._model
 
     def adopt(self, seed: Seed, record: "saving.GraftRecord", block: Block) -> None:
         """Let `seed` carry a block that was saved as part of the model."""
+        self._hook(seed)
         seed.hang(block)
         seed.kernel_id = record.kernel_id
         seed.blueprint_name = record.ir.name
         seed.enter(record.state)
         if record.state is SeedState.GRAFTING:
             seed.resume_ramp(record.alpha)
+        self._recount()
 
-    def _check(self, seed: Seed, target: SeedState) -> None:
-        """Pass silently if `seed` may go to `target` now."""
-        name = f"seed {seed.seed_id} at {seed.site.name!r}"
-        try:
-            check_transition(seed.state, target)
-        except IllegalTransitionError as error:
-            raise IllegalTransitionError(f"{name}: {error}") from None
-        if target in NEEDS_OPTIMIZER and self._optimizer is None:
-            raise IllegalTransitionError(
-                f"{name} needs an optimizer for {target}; attach() it first"
-            )
-        if target is SeedState.GRAFTING:
-            self._check_graft(name, seed)
-        if target in UNDONE and seed.state in BEFORE_VERDICT and self._snapshot is None:
-            raise IllegalTransitionError(
-                f"{name} was loaded from a folder, which does not keep what the host was before the "
-                f"graft, so it cannot go to {target}; let it become FOSSILIZED"
-            )
-
-    def _check_graft(self, name: str, seed: Seed) -> None:
-        if seed.failure is not None:
-            raise IllegalTransitionError(f"{name} failed ({seed.failure}); cull it")
-        for other in self._seeds.values():
-            if other.state in BEFORE_VERDICT:
-                raise IllegalTransitionError(
-                    f"{name} cannot be grafted while seed {other.seed_id} at {other.site.name!r} is "
-                    f"in {other.state}: an undo of one would undo the other; wait for its verdict"
-                )
+    def _legality(self) -> Legality:
+        return Legality(
+            self._seeds.values(),
+            has_optimizer=self._attachment is not None,
+            can_undo=self._snapshot is not None,
+        )
 
     def _fitting_kernel(self, seed: Seed, kernel_id: str) -> CompiledKernelArtifact:
         kernel = self._admission.record(kernel_id)
-        if kernel.signature != seed.site.signature:
+        if not kernel.signature.fits(seed.site.signature):
             raise KernelRejectedError(
                 f"kernel {kernel_id[:12]} is built for {kernel.signature.key}, the site "
-                f"{seed.site.name!r} is {seed.site.signature.key}; choose a kernel of its signature"
+                f"{seed.site.name!r} is {seed.site.signature.key}; choose a kernel that fits it"
             )
         return kernel
 
+    def _hook(self, seed: Seed) -> None:
+        """Give the seed its site's hook, which it shares with the layer's other chunks."""
+        seed.hook = self._sampling.hook_of(seed.layer)
+
     def _graft(self, seed: Seed) -> None:
-        assert self._optimizer is not None
+        attachment = self._attachment
+        assert attachment is not None
         assert seed.block is not None
-        self._snapshot = Snapshot.take(self._model, self._optimizer, self._scheduler)
+        self._hook(seed)
+        self._snapshot = Snapshot.take(self._model, attachment.optimizer, attachment.scheduler)
         seed.hang(seed.block)
         self._added = self._join(seed)
 
     def _join(self, seed: Seed) -> Group | None:
         """Add the seed's block to the attached optimizer."""
-        assert self._optimizer is not None
+        attachment = self._attachment
+        assert attachment is not None
         assert seed.graft is not None
-        like = owner_index(self._optimizer, seed.layer)
-        prefix = f"{seed.site.name}.{CHILD}."
+        like = owner_index(attachment.optimizer, seed.layer)
+        prefix = f"{seed.site.name}.{seed.child}."
         named = ((prefix + name, p) for name, p in seed.graft.named_parameters())
-        return join(self._optimizer, self._scheduler, like, named)
+        return join(attachment.optimizer, attachment.scheduler, like, named)
 
     def _undo(self, seed: Seed) -> None:
         was_grafted = seed.state in BEFORE_VERDICT
@@ -327,9 +350,14 @@ class Bed:
             self._snapshot.restore(self._added)
             self._snapshot = self._added = None
 
+    def _recount(self) -> None:
+        """Find the seeds that each step concerns: a thousand dormant ones cost nothing."""
+        self._counting = tuple(s for s in self._seeds.values() if s.state in COUNTS_STEPS)
+
     def _after_step(self, *_: object) -> None:
         self._steps += 1
-        for seed in self._seeds.values():
+        self._sampling.after_step()
+        for seed in self._counting:
             seed.after_step()
 
 
@@ -337,26 +365,72 @@ def wrap(
     model: nn.Module,
     *,
     targets: Sequence[Target] | None = None,
+    example: Example | None = None,
+    chunks: int = 1,
+    causal: bool | None = None,
+    blueprints: Sequence[BlueprintIR] = (),
     stages: StageLengths | None = None,
-    sample_every_steps: int = 8,
+    sample_every_steps: int | None = SAMPLE_EVERY_STEPS,
+    sample_compiled: bool = False,
 ) -> Bed:
-    """Put a dormant seed at every site of `model` that `plan(model, targets)` finds.
+    """Put dormant seeds at every site of `model` that `plan` finds with the same arguments.
 
-    The host stays the same object and computes the same, bit for bit. Health is sampled every
-    `sample_every_steps` training forwards.
+    The host stays the same object and computes the same, bit for bit.
+
+    Args:
+        model: the host.
+        targets: names, globs, types or predicates of the layers to use; see `plan`.
+        example: inputs of one training batch, for what only a trial run can tell; see `plan`.
+        chunks: into how many equal parts to split each site's features, one seed each.
+        causal: whether tokens may only look back at sequence sites; see `plan`.
+        blueprints: designs of your own to grow with, beside the built-in ones.
+        stages: how long the stages of a seed's life last.
+        sample_every_steps: health is sampled in one of so many training steps; None: never.
+        sample_compiled: under `torch.compile` no Python runs between the kernels and health cannot be
+            sampled; with this, sampled steps run uncompiled.
 
     Raises:
         HostError: listing every problem; then nothing was changed.
 
     """
-    if sample_every_steps < 1:
-        raise HostError(f"sample_every_steps={sample_every_steps}; expected at least 1")
-    found = plan(model, targets)
+    found = plan(model, targets, example=example, chunks=chunks, causal=causal)
+    return carry_out(
+        model,
+        found,
+        blueprints=blueprints,
+        stages=stages,
+        sample_every_steps=sample_every_steps,
+        sample_compiled=sample_compiled,
+    )
+
+
+def carry_out(
+    model: nn.Module,
+    found: Plan,
+    *,
+    blueprints: Sequence[BlueprintIR] = (),
+    stages: StageLengths | None = None,
+    sample_every_steps: int | None = SAMPLE_EVERY_STEPS,
+    sample_compiled: bool = False,
+) -> Bed:
+    """Put seeds where a plan for `model` says; see `wrap`.
+
+    Raises:
+        HostError: if the plan has problems; then nothing was changed.
+
+    """
+    if sample_every_steps is not None and sample_every_steps < 1:
+        raise HostError(f"sample_every_steps={sample_every_steps}; expected at least 1, or None")
     found.check()
+    lengths = stages or StageLengths()
+    modules = named_modules(model)
     seeds = [
-        Seed(site, model.get_submodule(site.name), stages or StageLengths(), sample_every_steps)
+        Seed(site, index, layer, stages=lengths, device=device_of(layer, model))
         for site in found.sites
+        for layer in (modules[site.name],)
+        for index in range(site.num_seeds)
     ]
     for seed in seeds:
-        seed.hook.install(seed.layer)
-    return Bed(model, seeds)
+        claim(seed.layer)
+    sampling = Sampling(seeds, sample_every_steps, compiled_steps_run_eagerly=sample_compiled)
+    return Bed(model, seeds, sampling, blueprints)

@@ -1,36 +1,83 @@
 """Puts blocks into a host and takes them out: the only file that changes a host's modules.
 
-The bed installs one `SeedHook` per site and, on its orders, hangs a `Graft` under the site's layer.
-A child module plus a forward hook keeps the host's own names, types and checkpoints valid.
+The bed gives each site one `SiteHook`, in place only while something is to be done there, and hangs
+`Graft`s under the site's layer. A child module plus a forward hook keeps the host's own names, types
+and checkpoints valid.
 
-Shapes: `h` the features at a site, `(B, …, D)` or `(B, D, H, W)`.
+Shapes: `h` the features at a site, `(…, D)` or `(B, D, …)`.
 """
 
-from collections.abc import Callable
-from typing import Any, Self, cast
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper.contracts import SiteKind
+from esper.contracts import Site, SiteKind
+from esper.kasmina.adapters import Adapter, adapter_of
 from esper.kasmina.kernels import Block
+from esper.kasmina.tap import Tap
 
 CHILD = "esper_seed"
 """The name of a graft under its layer: `fc1.esper_seed.block.node_up.weight` in a state dict."""
 
-type Watcher = Callable[[Tensor], None]
-"""Is shown the site's features in training; must not change them."""
+_IN_GRAFT = re.compile(rf"(^|\.){CHILD}(_\d+)?(\.|$)")
+_ALPHA = re.compile(rf"(^|.*\.){CHILD}(_\d+)?\.alpha")
+
+_WATCHED: WeakSet[nn.Module] = WeakSet()
+"""Every layer that belongs to a bed; copies of one do not."""
+
+
+def child_name(seed_idx: int, num_seeds: int) -> str:
+    """Return the name of a seed's graft under its layer; chunks are numbered."""
+    return CHILD if num_seeds == 1 else f"{CHILD}_{seed_idx}"
+
+
+def is_graft_name(name: str) -> bool:
+    """Tell whether a qualified name is that of a graft or of something in it."""
+    return _IN_GRAFT.search(name) is not None
+
+
+class Span:
+    """The part of a layer's features that one seed sees."""
+
+    __slots__ = ("kind", "length", "start", "whole")
+
+    def __init__(self, site: Site, seed_idx: int) -> None:
+        self.kind: SiteKind = site.signature.kind
+        self.length: int = site.signature.features
+        self.start = seed_idx * self.length
+        self.whole = site.num_seeds == 1
+
+    def of(self, h: Tensor) -> Tensor:
+        """Return the seed's part of `h`, a view."""
+        return h if self.whole else h.narrow(self._axis(h), self.start, self.length)
+
+    def put(self, h: Tensor, part: Tensor) -> Tensor:
+        """Return `h` with the seed's part replaced."""
+        if self.whole:
+            return part
+        axis, end = self._axis(h), self.start + self.length
+        after = h.narrow(axis, end, h.shape[axis] - end)
+        return torch.cat([h.narrow(axis, 0, self.start), part, after], dim=axis)
+
+    def _axis(self, h: Tensor) -> int:
+        # One dimension less where the host runs without a batch.
+        return h.dim() - self.kind.num_dims + 1 if self.kind.is_channels else h.dim() - 1
 
 
 class Graft(nn.Module):
-    """A block blended into the host: `h + alpha * f(h)`."""
+    """A block blended into the host: `h + alpha * f(h)` on the seed's part of the features."""
 
     alpha: Tensor
 
-    def __init__(self, block: Block, device: torch.device) -> None:
+    def __init__(self, block: Block, span: Span, device: torch.device) -> None:
         super().__init__()
         self.block = block
+        self.span = span
         self.enabled = True
         # A tensor, so that ramping it needs no new graph under torch.compile.
         self.register_buffer("alpha", torch.zeros((), device=device))
@@ -38,87 +85,127 @@ class Graft(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the features with the block's contribution, in the shape and type of `h`."""
-        unbatched = h.dim() == 3 and self.block.signature.kind is SiteKind.CHANNELS_2D
-        f = self.block(h.unsqueeze(0)).squeeze(0) if unbatched else self.block(h)
+        part = self.span.of(h)
+        kind = self.span.kind
+        unbatched = kind is not SiteKind.FEATURES and part.dim() == kind.num_dims - 1
+        f = self.block(part.unsqueeze(0)).squeeze(0) if unbatched else self.block(part)
         # Under autocast some blocks answer in float32; the host's type is kept.
-        return h + (self.alpha * f).to(h.dtype)
+        return self.span.put(h, part + (self.alpha * f).to(part.dtype))
 
 
-class SeedHook:
-    """The forward hook of one site.
+class Watcher(Protocol):
+    """A seed as its site's hook knows it."""
 
-    Copies and pickles of a host carry a hook that keeps applying its own copy of the graft and is
+    def look(self, h: Tensor, inputs: Tensor | None) -> None:
+        """See the site's features, and what its layer made them from, on a sampled forward."""
+        ...
+
+
+class SiteHook:
+    """The forward hook of one layer with all its seeds.
+
+    Copies and pickles of a host carry a hook that keeps applying its own copies of the grafts and is
     watched by nobody: a copy never reports to, nor is changed by, the bed of the original.
     """
 
-    def __init__(self, watch: Watcher | None = None) -> None:
-        self.watch = watch
-        self.graft: Graft | None = None
+    def __init__(self, layer: nn.Module, watchers: Sequence[Watcher] = ()) -> None:
+        self._layer_type = type(layer)
+        self.adapter: Adapter = adapter_of(self._layer_type)
+        self.grafts: tuple[Graft, ...] = ()
+        self.taps: tuple[Tap, ...] = ()
+        self.sampling = False
+        self._watchers = tuple(watchers)
+        self._handle: RemovableHandle | None = None
 
-    def __call__(self, layer: nn.Module, _args: object, output: Tensor) -> Tensor | None:
-        """Apply the graft, if there is one; None leaves the layer's output as it is."""
-        graft = self.graft
-        if graft is None or not graft.enabled:
-            if self.watch is not None and layer.training:
-                self.watch(output)
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Show the features to whoever asked, apply the grafts; None leaves the output as it is."""
+        sampling = self.sampling and not torch.compiler.is_compiling()
+        if not (self.grafts or self.taps or sampling):
             return None
-        result = cast("Tensor", graft(output))
-        if self.watch is not None and layer.training:
-            self.watch(result)
-        return result
+        h = self.adapter.take(layer, output)
+        learning = layer.training and torch.is_grad_enabled()
+        if learning:
+            for tap in self.taps:
+                h = tap(h)
+        for graft in self.grafts:
+            if graft.enabled:
+                h = graft(h)
+        if sampling and learning:
+            # Once per sampled step, however often the layer is called in it.
+            self.sampling = False
+            inputs = args[0] if args and isinstance(args[0], Tensor) else None
+            for watcher in self._watchers:
+                watcher.look(h, inputs)
+        # Also when nothing changed: who watches the gradient watches this very tensor.
+        return self.adapter.put(layer, output, h)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"watch": None, "graft": self.graft}
+        return {"_layer_type": self._layer_type, "grafts": self.grafts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update(state, taps=(), sampling=False, _watchers=(), _handle=None)
+        self.adapter = adapter_of(self._layer_type)
 
-    def install(self, layer: nn.Module) -> Self:
-        """Place the hook on `layer`, instead of a hook that a copied host may still carry."""
-        self.uninstall(layer, everyone=True)
-        layer.register_forward_hook(self)
-        return self
+    @property
+    def is_needed(self) -> bool:
+        """Whether it has anything to do."""
+        return bool(self.grafts or self.taps or self.sampling)
 
-    def uninstall(self, layer: nn.Module, *, everyone: bool = False) -> None:
-        """Unhook `layer`; `everyone` removes any seed's hook."""
-        hooks = _forward_hooks(layer)
-        for key, hook in list(hooks.items()):
-            if hook is self or (everyone and isinstance(hook, SeedHook)):
-                handle = RemovableHandle(hooks)
-                handle.id = key
-                handle.remove()
+    def settle(self, layer: nn.Module) -> None:
+        """Be on `layer` exactly while needed: what is dormant costs nothing at all."""
+        if self.is_needed and self._handle is None:
+            self._handle = layer.register_forward_hook(self)
+        elif not self.is_needed and self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+def claim(layer: nn.Module) -> None:
+    """Mark `layer` as belonging to a bed, and clear what a copied host still carries of another."""
+    _WATCHED.add(layer)
+    hooks = cast("dict[int, object]", layer.__dict__["_forward_hooks"])
+    for key, hook in list(hooks.items()):
+        if isinstance(hook, SiteHook) and not hook.grafts:
+            handle = RemovableHandle(hooks)
+            handle.id = key
+            handle.remove()
+
+
+def release(layer: nn.Module) -> None:
+    """Undo `claim`."""
+    _WATCHED.discard(layer)
 
 
 def is_watched(module: nn.Module) -> bool:
     """Tell whether a bed is watching this very module."""
-    hooks = _forward_hooks(module).values()
-    return any(isinstance(hook, SeedHook) and hook.watch is not None for hook in hooks)
+    return module in _WATCHED
 
 
-def insert(layer: nn.Module, hook: SeedHook, graft: Graft) -> None:
+def carries_graft(layer: nn.Module) -> bool:
+    """Tell whether a block is part of `layer`."""
+    return any(isinstance(child, Graft) for child in layer.children())
+
+
+def insert(layer: nn.Module, hook: SiteHook, name: str, graft: Graft) -> None:
     """Make `graft` a child of `layer` and part of its output."""
     graft.train(layer.training)
-    layer.add_module(CHILD, graft)
-    hook.graft = graft
+    layer.add_module(name, graft)
+    hook.grafts = (*hook.grafts, graft)
+    hook.settle(layer)
 
 
-def remove(layer: nn.Module, hook: SeedHook) -> None:
+def remove(layer: nn.Module, hook: SiteHook, name: str, graft: Graft) -> None:
     """Take the graft out of `layer` again, leaving no trace of it."""
-    delattr(layer, CHILD)
-    hook.graft = None
-
-
-def _forward_hooks(module: nn.Module) -> dict[int, object]:
-    return cast("dict[int, object]", module.__dict__["_forward_hooks"])
+    delattr(layer, name)
+    hook.grafts = tuple(other for other in hook.grafts if other is not graft)
+    hook.settle(layer)
 
 
 def _forgive_absent_grafts(_module: nn.Module, incompatible: Any) -> None:
     """Let a checkpoint of the bare host load strictly; a graft that is there in part stays an error."""
     missing = cast("list[str]", incompatible.missing_keys)
-    marker = f"{CHILD}.alpha"
-    for key in [key for key in missing if key == marker or key.endswith(f".{marker}")]:
+    for key in [key for key in missing if _ALPHA.fullmatch(key)]:
         prefix = key.removesuffix("alpha")
-        graft = _module
-        expected = {prefix + name for name in graft.state_dict()}
+        expected = {prefix + name for name in _module.state_dict()}
         if expected <= set(missing):
             missing[:] = [name for name in missing if name not in expected]

@@ -3,25 +3,27 @@
 `wrap` carries out what a plan without problems says; anybody may look at a plan first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedParameter
 
 from esper.contracts import HostError, KernelSignature, Site, SiteKind
-from esper.kasmina.graft import CHILD, Graft, is_watched
-from esper.kasmina.kernels import DTYPES
+from esper.kasmina.adapters import adapter_of
+from esper.kasmina.graft import is_graft_name, is_watched
+from esper.kasmina.probe import Example, Sighting, probe
+from esper.kasmina.refusals import Refusals, refuse_host
+from esper.kasmina.shapes import shape_of
+from esper.kasmina.targets import Target, defaults, match, named_modules
 
-type Target = str | type[nn.Module]
-"""A qualified name (`encoder.fc1`), a glob over them (`encoder.*`), or a layer type."""
-
-DEVICES = ("cpu", "cuda")
-PARALLEL: tuple[type[nn.Module], ...] = (DataParallel, DistributedDataParallel)
+DTYPES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,152 +50,196 @@ class Plan:
             )
 
 
-def plan(model: nn.Module, targets: Sequence[Target] | None = None) -> Plan:
+def plan(
+    model: nn.Module,
+    targets: Sequence[Target] | None = None,
+    *,
+    example: Example | None = None,
+    chunks: int = 1,
+    causal: bool | None = None,
+) -> Plan:
     """Find the sites of `model` for seeds.
 
-    Without `targets`: every `nn.Linear` and `nn.Conv2d` but the last, which is the output head.
+    Args:
+        model: the host.
+        targets: what to use: qualified names (`encoder.fc1`), globs over them (`blocks.*` for one
+            level, `blocks.**` for all below), types, or predicates `(name, module) → bool`. By
+            default every Linear and convolution, recurrent layers, attention and transformer layers
+            as a whole; the last layer, the output head, is left out.
+        example: inputs of one training batch (a tensor, a tuple of arguments, or a dict of keyword
+            arguments), run through a copy of the model. It finds layers that never run, and makes
+            sites of blocks of the user's own.
+        chunks: into how many equal parts to split each site's features, one seed each.
+        causal: whether tokens may only look back at sequence sites. By default an example decides;
+            without one they may not look ahead.
+
     """
     if any(is_watched(module) for module in model.modules()):
         return Plan(problems=("it is already wrapped; use its bed, or unwrap() it first",))
-    if isinstance(model, PARALLEL):
-        return Plan(
-            problems=(
-                f"{type(model).__name__} has fixed its parameters; wrap the module inside it before",
-            )
-        )
-    layers = _layers(model)
-    reasons = {name: _refusal(model, name, layer) for name, layer in layers.items()}
-    if targets is None:
-        if layers:
-            head = list(layers)[-1]
-            reasons[head] = reasons[head] or "is the output head; name it in targets to use it"
-        chosen, problems = list(layers), list[str]()
-    else:
-        chosen, problems = _choose(model, layers, reasons, targets)
-    refused = tuple(f"{name} {reason}" for name, reason in reasons.items() if reason)
-    sites = [name for name in chosen if reasons[name] is None]
-    if not sites and not problems:
-        problems = [
-            "it has no layer for a seed",
-            *(refused or ("it has no Linear or Conv2d layer",)),
-        ]
-    return Plan(
-        sites=tuple(_site(i, name, layers[name]) for i, name in enumerate(sites)),
-        problems=tuple(problems),
-        refused=refused,
-    )
+    if reason := refuse_host(model):
+        return Plan(problems=(reason,))
+    if targets is not None and not targets:
+        return Plan(problems=("targets is empty; leave it out, or name layers",))
+    layers = {n: m for n, m in named_modules(model).items() if not is_graft_name(n)}
+    survey = _Survey(model, layers, chunks=chunks, causal=causal)
+    named = match(layers, targets) if targets is not None else defaults(layers)
+    if example is not None:
+        names = {name for matches in named.values() for name in matches}
+        try:
+            survey.sightings = probe(model, example, sorted(names))
+        except HostError as error:
+            return Plan(problems=(str(error),))
+    return survey.judge(named, by_default=targets is None)
 
 
-def signature_of(layer: nn.Module) -> KernelSignature:
-    """Return the signature of kernels that fit after `layer`, a Linear or Conv2d."""
-    weight = layer.get_parameter("weight")
-    name = next(name for name, dtype in DTYPES.items() if dtype is weight.dtype)
-    is_image = isinstance(layer, nn.Conv2d)
-    return KernelSignature.model_validate(
-        {
-            "kind": SiteKind.CHANNELS_2D if is_image else SiteKind.FEATURES,
-            "features": weight.shape[0],
-            "dtype": name,
-            "device": weight.device.type,
-        }
-    )
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the host's own Linear and Conv2d layers by first name; blocks in it are no hosts."""
-    found: dict[nn.Module, str] = {}
-    for name, module in _modules(model):
-        if isinstance(module, nn.Linear | nn.Conv2d) and CHILD not in name.split("."):
-            found.setdefault(module, name)
-    return {name: module for module, name in found.items()}
-
-
-def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return every module under every name that it has."""
-    named = cast("Iterable[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=False))
-    return list(named)
-
-
-def _choose(
-    model: nn.Module,
-    layers: dict[str, nn.Module],
-    reasons: dict[str, str | None],
-    targets: Sequence[Target],
-) -> tuple[list[str], list[str]]:
-    """Return the layers that `targets` select, in order of registration, and what is wrong."""
-    names = {name for name, _ in _modules(model)}
-    chosen: set[str] = set()
+def plan_sites(model: nn.Module, sites: Sequence[Site]) -> Plan:
+    """Plan exactly `sites`, as an earlier plan for such a host gave them (a saved model's)."""
+    if any(is_watched(module) for module in model.modules()):
+        return Plan(problems=("it is already wrapped; use its bed, or unwrap() it first",))
+    if reason := refuse_host(model):
+        return Plan(problems=(reason,))
+    layers = {n: m for n, m in named_modules(model).items() if not is_graft_name(n)}
+    refusals = Refusals(layers)
     problems: list[str] = []
-    for target in targets:
-        text = target if isinstance(target, str) else target.__name__
-        matches = [name for name, layer in layers.items() if _matches(target, name, layer)]
-        usable = [name for name in matches if reasons[name] is None]
-        chosen.update(usable)
-        if usable:
-            continue
-        if matches:
-            problems.extend(f"target {text!r}: {name} {reasons[name]}" for name in matches)
-        elif text in names:
-            kind = type(model.get_submodule(text)).__name__
-            problems.append(f"target {text!r} is a {kind}; only Linear and Conv2d carry seeds")
+    found: list[Site] = []
+    for site in sites:
+        layer = layers.get(site.name)
+        if layer is None:
+            problems.append(f"the site {site.name!r} is missing")
+        elif reason := refusals.of(site.name):
+            problems.append(f"{site.name} {reason}")
+        elif type(layer).__name__ != site.module_type:
+            problems.append(f"{site.name} is a {type(layer).__name__}; it was a {site.module_type}")
         else:
-            problems.append(
-                f"target {text!r} matches no layer; there are: {', '.join(layers) or 'none'}"
+            where = {"device": device_of(layer, model).type}
+            signature = site.signature.model_copy(update=where)
+            width = adapter_of(type(layer)).width
+            expected = site.signature.features * site.num_seeds
+            if width is not None and width(layer) != expected:
+                problems.append(f"{site.name} has {width(layer)} features; it had {expected}")
+            found.append(site.model_copy(update={"signature": signature}))
+    return Plan(sites=tuple(found), problems=tuple(problems))
+
+
+def device_of(layer: nn.Module, model: nn.Module) -> torch.device:
+    """Return where a layer computes: the device of its first parameter, or of the model's."""
+    first = next(layer.parameters(), None)
+    first = next(model.parameters(), None) if first is None else first
+    return torch.device("cpu") if first is None else first.device
+
+
+class _Survey:
+    """What is known of each layer while one plan is made."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        *,
+        chunks: int,
+        causal: bool | None,
+    ) -> None:
+        self.sightings: Mapping[str, Sighting] = {}
+        self._model = model
+        self._layers = layers
+        self._chunks = chunks
+        self._causal = causal
+        self._refusals = Refusals(layers)
+        self._signatures: dict[tuple[object, ...], KernelSignature] = {}
+
+    def judge(self, named: Mapping[str, list[str]], *, by_default: bool) -> Plan:
+        """Return the plan for what each target named."""
+        names = {name for matches in named.values() for name in matches}
+        ordered = [name for name in self._layers if name in names]
+        verdicts = {name: self._signature(name) for name in ordered}
+        if by_default and ordered and not isinstance(verdicts[ordered[-1]], str):
+            verdicts[ordered[-1]] = "is the output head; name it in targets to use it"
+        refused = {name: v for name, v in verdicts.items() if isinstance(v, str)}
+        problems = [] if by_default else self._problems(named, refused)
+        usable = [name for name in ordered if name not in refused]
+        if not usable and not problems:
+            none = (
+                () if refused else ("it has no Linear, convolution, recurrent or attention layer",)
             )
-    if not targets:
-        problems.append("targets is empty; leave it out, or name layers")
-    return [name for name in layers if name in chosen], problems
+            lines = (f"{name} {reason}" for name, reason in refused.items())
+            problems = ["it has no layer for a seed", *lines, *none]
+        return Plan(
+            sites=tuple(
+                Site(
+                    layer_id=i,
+                    name=name,
+                    module_type=type(self._layers[name]).__name__,
+                    signature=cast("KernelSignature", verdicts[name]),
+                    # Left out where it is the default: one field less costs 500 bytes less.
+                    **({"num_seeds": self._chunks} if self._chunks > 1 else {}),
+                )
+                for i, name in enumerate(usable)
+            ),
+            problems=tuple(problems),
+            refused=tuple(f"{name} {reason}" for name, reason in refused.items()),
+        )
+
+    def _problems(self, named: Mapping[str, list[str]], refused: Mapping[str, str]) -> list[str]:
+        """Say which targets led nowhere, and why."""
+        problems: list[str] = []
+        for target, matches in named.items():
+            if not matches:
+                there = ", ".join(defaults(self._layers)[""]) or "none"
+                problems.append(f"target {target!r} matches no layer; there are: {there}")
+            elif all(name in refused for name in matches):
+                problems.extend(f"target {target!r}: {name} {refused[name]}" for name in matches)
+        return problems
+
+    def _signature(self, name: str) -> KernelSignature | str:
+        """Return what a seed at this layer calls for, or why there can be none."""
+        layer = self._layers[name]
+        if reason := self._refusals.of(name):
+            return reason
+        sighting = self.sightings.get(name)
+        if sighting is not None and (reason := _unfit(sighting)):
+            return reason
+        shape = shape_of(layer, None if sighting is None else sighting.features)
+        if isinstance(shape, str):
+            return shape
+        kind, width = shape
+        if kind is SiteKind.SEQUENCE and self._looks_back_only(sighting):
+            kind = SiteKind.CAUSAL_SEQUENCE
+        if width % self._chunks:
+            return f"has {width} features, which do not split into {self._chunks} equal chunks"
+        return self._shared_signature(kind, width // self._chunks, layer, sighting)
+
+    def _looks_back_only(self, sighting: Sighting | None) -> bool:
+        if self._causal is not None:
+            return self._causal
+        return sighting is None or not sighting.looks_ahead
+
+    def _shared_signature(
+        self, kind: SiteKind, width: int, layer: nn.Module, sighting: Sighting | None
+    ) -> KernelSignature:
+        """Return one signature object for all sites that are alike; a host may have thousands."""
+        device = device_of(layer, self._model).type
+        weight = next((p for p in layer.parameters() if p.is_floating_point()), None)
+        if weight is None and sighting is not None and sighting.features is not None:
+            dtype = sighting.features.dtype
+        else:
+            weight = next(self._model.parameters()) if weight is None else weight
+            dtype = weight.dtype
+        key = (kind, width, dtype, device)
+        if key not in self._signatures:
+            self._signatures[key] = KernelSignature.model_validate(
+                {"kind": kind, "features": width, "dtype": DTYPES[dtype], "device": device}
+            )
+        return self._signatures[key]
 
 
-def _matches(target: Target, name: str, layer: nn.Module) -> bool:
-    if isinstance(target, str):
-        return fnmatchcase(name, target)
-    return isinstance(layer, target)
-
-
-def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
-    """Say why `layer` cannot carry a seed; None if it can."""
-    aliases = [other for other, module in _modules(model) if module is layer]
-    if len(aliases) > 1:
-        return f"is shared under the names {', '.join(aliases)}: a seed there would act twice"
-    if reason := _bypass(model, name):
-        return reason
-    if isinstance(getattr(layer, CHILD, None), Graft):
-        return "already carries a block that became part of the model"
-    weight = layer.get_parameter("weight")
-    if isinstance(weight, UninitializedParameter):
-        return "is lazy and has no shape yet; run one batch through the model first"
-    if weight.device.type not in DEVICES:
-        return f"is on device {weight.device.type!r}; expected {' or '.join(DEVICES)}"
-    if weight.dtype not in DTYPES.values():
-        return f"has weights of {weight.dtype}; expected one of {', '.join(DTYPES)}"
+def _unfit(sighting: Sighting) -> str | None:
+    if sighting.num_calls == 0:
+        return "is never called by the model, so a seed there would not act"
+    if sighting.features is None:
+        return (
+            f"returns {sighting.returned}, not one tensor of floating-point features; name a layer "
+            "inside it, or register_adapter() for its type"
+        )
+    if not sighting.reaches_output:
+        return "has no effect on the model's output, so a seed there could not help"
     return None
-
-
-def _bypass(model: nn.Module, name: str) -> str | None:
-    """Say which enclosing module computes with this layer's weights without calling it."""
-    parts = name.split(".")
-    for depth in range(len(parts)):
-        parent = model.get_submodule(".".join(parts[:depth]))
-        if isinstance(parent, nn.MultiheadAttention):
-            return (
-                "is used by nn.MultiheadAttention without being called: a seed there would not act"
-            )
-        if (
-            isinstance(parent, nn.TransformerEncoderLayer)
-            and torch.backends.mha.get_fastpath_enabled()
-        ):
-            return (
-                "is bypassed by the fast path of nn.TransformerEncoderLayer in evaluation; turn that "
-                "off first with torch.backends.mha.set_fastpath_enabled(False)"
-            )
-    return None
-
-
-def _site(layer_id: int, name: str, layer: nn.Module) -> Site:
-    return Site(
-        layer_id=layer_id,
-        name=name,
-        module_type=type(layer).__name__,
-        signature=signature_of(layer),
-    )

@@ -3,6 +3,7 @@
 The bed moves it from state to state on command; the hook at its site shows it the features.
 """
 
+import torch
 from torch import Tensor, nn
 
 from esper.contracts import (
@@ -13,11 +14,12 @@ from esper.contracts import (
     Site,
 )
 from esper.kasmina import graft as grafts
-from esper.kasmina.graft import Graft, SeedHook
-from esper.kasmina.health import HealthSampler
+from esper.kasmina.graft import Graft, SiteHook, Span, child_name
+from esper.kasmina.health import Health, HealthSampler
 from esper.kasmina.kernels import Block
 from esper.kasmina.learning import Learner
 from esper.kasmina.stages import StageLengths
+from esper.kasmina.tap import Tap
 
 FROZEN = frozenset({SeedState.STABILIZATION, SeedState.EVALUATING})
 """States in which the kernel does not learn; gradients still flow through it."""
@@ -28,16 +30,53 @@ BEFORE_VERDICT = frozenset({SeedState.GRAFTING, SeedState.FINE_TUNING}) | FROZEN
 GRAFTED = BEFORE_VERDICT | {SeedState.FOSSILIZED}
 """States in which the block is part of the model."""
 
+COUNTS_STEPS = frozenset(
+    {SeedState.TRAINING, SeedState.GRAFTING, SeedState.STABILIZATION, SeedState.FINE_TUNING}
+)
+"""States whose length is counted in steps of the optimizer."""
+
 
 class Seed:
-    """The seed at one site; dormant until the bed says otherwise."""
+    """A seed at one site, or at one chunk of it; dormant until the bed says otherwise."""
+
+    # Slots, because a host may carry thousands of dormant ones.
+    __slots__ = (
+        "block",
+        "blueprint_name",
+        "device",
+        "epochs_in_state",
+        "failure",
+        "graft",
+        "hook",
+        "kernel_id",
+        "layer",
+        "learner",
+        "sampler",
+        "seed_id",
+        "site",
+        "span",
+        "stages",
+        "state",
+        "steps_in_state",
+        "tap",
+    )
 
     def __init__(
-        self, site: Site, layer: nn.Module, stages: StageLengths, sample_every_steps: int
+        self,
+        site: Site,
+        seed_idx: int,
+        layer: nn.Module,
+        *,
+        stages: StageLengths,
+        device: torch.device,
     ) -> None:
-        self.seed_id: tuple[int, int] = (site.layer_id, 0)
+        self.seed_id: tuple[int, int] = (site.layer_id, seed_idx)
         self.site = site
         self.layer = layer
+        self.span = Span(site, seed_idx)
+        self.stages = stages
+        self.device = device
+        self.hook: SiteHook | None = None
         self.state = SeedState.DORMANT
         self.kernel_id: str | None = None
         self.blueprint_name: str | None = None
@@ -46,10 +85,14 @@ class Seed:
         self.failure: str | None = None
         self.steps_in_state = 0
         self.epochs_in_state = 0
-        self.hook = SeedHook(self.watch)
-        self._stages = stages
-        self._sampler = HealthSampler(site.signature.kind, sample_every_steps)
-        self._learner: Learner | None = None
+        self.sampler: HealthSampler | None = None
+        self.learner: Learner | None = None
+        self.tap: Tap | None = None
+
+    @property
+    def child(self) -> str:
+        """The name of its graft under the site's layer."""
+        return child_name(self.seed_id[1], self.site.num_seeds)
 
     @property
     def alpha(self) -> float:
@@ -61,7 +104,7 @@ class Seed:
         """Whether the current stage is complete; a seed that failed never is."""
         if self.failure is not None:
             return False
-        stages = self._stages
+        stages = self.stages
         match self.state:
             case SeedState.GERMINATED | SeedState.LOADING | SeedState.EVALUATING:
                 return True
@@ -92,19 +135,26 @@ class Seed:
             failure=self.failure,
         )
 
-    def watch(self, output: Tensor) -> None:
-        """Look at the site's features on a training forward; changes nothing."""
-        self._sampler.observe(output)
-        if self._learner is not None:
-            self._learner.capture(output)
+    def look(self, h: Tensor, inputs: Tensor | None) -> None:
+        """Sample the site's features and the gradient that will come; changes nothing."""
+        if self.sampler is None:
+            self.sampler = HealthSampler(self.site.signature.kind, self.layer)
+        sampler, span = self.sampler, self.span
+        sampler.observe(span.of(h.detach()), None if inputs is None else inputs.detach())
+        if h.requires_grad:
+
+            def complete(g: Tensor) -> None:
+                sampler.observe_gradient(span.of(g.detach()))
+
+            h.register_hook(complete)  # pyright: ignore[reportUnknownMemberType]
 
     def after_step(self) -> None:
         """Advance by one step of the host's optimizer."""
-        if self._learner is not None:
+        if self.learner is not None:
             # Only steps that had features and a gradient to learn from count.
-            self._learner.step()
-            self.steps_in_state = self._learner.num_steps
-            self.failure = self._learner.failure
+            self.learner.step()
+            self.steps_in_state = self.learner.num_steps
+            self.failure = self.learner.failure
             return
         self.steps_in_state += 1
         if self.state is SeedState.GRAFTING:
@@ -112,16 +162,21 @@ class Seed:
 
     def end_epoch(self, epoch: int) -> HealthSignal:
         """Close the epoch's statistics."""
-        health = self._sampler.close()
+        health = Health() if self.sampler is None else self.sampler.close()
         self.epochs_in_state += 1
+        if self.state is SeedState.GRAFTING:
+            self._blend()
         return HealthSignal(
             layer_id=self.site.layer_id,
             seed_id=self.seed_id[1],
-            chunk_id=0,
+            chunk_id=self.seed_id[1],
             epoch=epoch,
             activation_variance=health.activation_variance,
             dead_neuron_ratio=health.dead_neuron_ratio,
             avg_correlation=health.avg_correlation,
+            gradient_norm=health.gradient_norm,
+            expressivity_gap=health.expressivity_gap,
+            num_rows=health.num_rows,
             is_ready_for_transition=self.is_ready,
         )
 
@@ -130,8 +185,9 @@ class Seed:
         self.state = state
         self.steps_in_state = 0
         self.epochs_in_state = 0
-        training = state is SeedState.TRAINING
-        self._learner = Learner(self.block) if training and self.block is not None else None
+        self._stop_learning()
+        if state is SeedState.TRAINING:
+            self._start_learning()
         if state not in GRAFTED:
             return
         self._blend()
@@ -148,15 +204,17 @@ class Seed:
 
     def hang(self, block: Block) -> None:
         """Make `block` part of the host's layer, at alpha 0."""
+        assert self.hook is not None
         self.block = block
         block.zero_grad(set_to_none=True)
-        self.graft = Graft(block, self.layer.get_parameter("weight").device)
-        grafts.insert(self.layer, self.hook, self.graft)
+        self.graft = Graft(block, self.span, self.device)
+        grafts.insert(self.layer, self.hook, self.child, self.graft)
 
     def drop(self) -> None:
         """Take the block out of the host, if it is in, and forget it."""
         if self.graft is not None:
-            grafts.remove(self.layer, self.hook)
+            assert self.hook is not None
+            grafts.remove(self.layer, self.hook, self.child, self.graft)
         self.graft = None
         self.block = None
 
@@ -168,13 +226,35 @@ class Seed:
 
     def resume_ramp(self, alpha: float) -> None:
         """Continue a ramp that stood at `alpha` when it was saved."""
-        self.steps_in_state = round(alpha * self._stages.ramp_steps)
+        self.steps_in_state = next(
+            (n for n in range(self.stages.ramp_steps) if self._ramp(steps=n) >= alpha),
+            self.stages.ramp_steps,
+        )
         if self.graft is not None:
             self.graft.alpha.fill_(alpha)
 
     def _blend(self) -> None:
-        """Set alpha to where the current state and step want it."""
-        ramp_steps = self._stages.ramp_steps
-        ramping = self.state is SeedState.GRAFTING and self.steps_in_state < ramp_steps
+        """Set alpha to where the current state, step and epoch want it."""
         if self.graft is not None:
-            self.graft.alpha.fill_(self.steps_in_state / ramp_steps if ramping else 1.0)
+            ramping = self.state is SeedState.GRAFTING
+            self.graft.alpha.fill_(self._ramp(steps=self.steps_in_state) if ramping else 1.0)
+
+    def _ramp(self, *, steps: int) -> float:
+        return self.stages.alpha(steps=steps, epochs=self.epochs_in_state)
+
+    def _start_learning(self) -> None:
+        assert self.block is not None
+        assert self.hook is not None
+        assert self.kernel_id is not None
+        # A stream of its own that is the same in every life of this seed.
+        own_seed = int(self.kernel_id[:12], 16) + self.site.layer_id
+        self.learner = Learner(self.block, own_seed)
+        self.tap = Tap(self.learner, self.span)
+        self.hook.taps = (*self.hook.taps, self.tap)
+        self.hook.settle(self.layer)
+
+    def _stop_learning(self) -> None:
+        if self.hook is not None and self.tap is not None:
+            self.hook.taps = tuple(tap for tap in self.hook.taps if tap is not self.tap)
+            self.hook.settle(self.layer)
+        self.tap = self.learner = None

@@ -1,0 +1,92 @@
+"""Why a host, or a layer of it, cannot carry seeds; the plan lists what is said here."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+
+from esper.kasmina.graft import carries_graft
+
+DEVICES = ("cpu", "cuda")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+PARALLEL: tuple[type[nn.Module], ...] = (DataParallel, DistributedDataParallel)
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def refuse_host(model: nn.Module) -> str | None:
+    """Say why the host as a whole cannot be wrapped; None if it can."""
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return f"it is a {type(model).__name__}; expected a torch.nn.Module"
+    if isinstance(model, PARALLEL):
+        return f"{type(model).__name__} has fixed its parameters; wrap the module inside it before"
+    if isinstance(model, torch.jit.ScriptModule):
+        return "a ScriptModule cannot grow; wrap the module that it was made from"
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        return "it is compiled; wrap the module inside it (its _orig_mod) and compile that"
+    return None
+
+
+class Refusals:
+    """Tells for each layer of one host why it cannot carry a seed."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = layers
+        self._names: dict[int, list[str]] = {}
+        for name, layer in layers.items():
+            self._names.setdefault(id(layer), []).append(name)
+
+    def of(self, name: str) -> str | None:
+        """Say why the layer `name` cannot carry a seed; None if it can."""
+        layer = self._layers[name]
+        aliases = self._names[id(layer)]
+        if not name:
+            return "is the model itself; name a layer in it"
+        if len(aliases) > 1:
+            return f"is shared under the names {', '.join(aliases)}: a seed there would act twice"
+        if reason := self._bypass(name) or _shape_of_module(name, layer):
+            return reason
+        if carries_graft(layer):
+            return "already carries a block that became part of the model"
+        for parameter in layer.parameters():
+            if isinstance(parameter, UninitializedParameter):
+                return "is lazy and has no shape yet; run one batch through the model first"
+            if parameter.device.type not in DEVICES:
+                return f"is on device {parameter.device.type!r}; expected {' or '.join(DEVICES)}"
+            if parameter.is_complex():
+                names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+                return f"has weights of {parameter.dtype}; expected one of {names}"
+        return None
+
+    def _bypass(self, name: str) -> str | None:
+        """Say which enclosing module computes with this layer's weights without calling it."""
+        parts = name.split(".")
+        for depth in range(len(parts) + 1):
+            outer = self._layers[".".join(parts[:depth])]
+            if isinstance(outer, nn.MultiheadAttention) and depth < len(parts):
+                return (
+                    "is used by nn.MultiheadAttention without being called: a seed there would not "
+                    "act; use the attention as a whole"
+                )
+            if (
+                isinstance(outer, nn.TransformerEncoderLayer)
+                and torch.backends.mha.get_fastpath_enabled()
+            ):
+                return (
+                    "is bypassed by the fast path of nn.TransformerEncoderLayer in evaluation; turn "
+                    "that off first with torch.backends.mha.set_fastpath_enabled(False)"
+                )
+        return None
+
+
+def _shape_of_module(name: str, layer: nn.Module) -> str | None:
+    if isinstance(layer, CONTAINERS):
+        return f"is a {type(layer).__name__}, which is never called itself; name the layers in it"
+    if isinstance(layer, nn.Sequential):
+        inside = f"{name}.{len(layer) - 1}"
+        return f"runs every child that it has, so a seed cannot be added to it; name {inside!r}"
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "is a ScriptModule, which cannot grow"
+    return None

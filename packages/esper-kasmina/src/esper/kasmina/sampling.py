@@ -1,0 +1,83 @@
+"""Decides which training steps are looked at, and has the sites' hooks in place for just those.
+
+The bed calls it after each step of the optimizer. Between samples a dormant site has no hook at all:
+even an empty one costs about 3 % of a small layer's training step.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from esper.kasmina.graft import SiteHook
+from esper.kasmina.seed import Seed
+
+
+class Sampling:
+    """Arms every site for one step: the second of each epoch, and every n-th from there on.
+
+    The first step of all is left alone, so that a host that is compiled on its first call is compiled
+    without hooks. It also keeps the one hook of each layer, made when it is first needed.
+    """
+
+    def __init__(
+        self, seeds: Sequence[Seed], every_steps: int | None, *, compiled_steps_run_eagerly: bool
+    ) -> None:
+        self._seeds = seeds
+        self._every_steps = every_steps
+        self._eagerly = compiled_steps_run_eagerly
+        self._countdown = 0
+        self._armed = False
+        self._hooks: dict[nn.Module, SiteHook] = {}
+        self._complete = False
+
+    def hook_of(self, layer: nn.Module) -> SiteHook:
+        """Return the one hook of `layer`; it is in place only while it has something to do."""
+        if layer not in self._hooks:
+            watchers = [seed for seed in self._seeds if seed.layer is layer]
+            self._hooks[layer] = SiteHook(layer, watchers)
+        return self._hooks[layer]
+
+    def start(self) -> None:
+        """Begin an epoch: sample soon, however short it is."""
+        self._countdown = 1
+
+    def after_step(self) -> None:
+        """Count one step of the optimizer."""
+        if self._armed:
+            self.stop()
+        if self._every_steps is None:
+            return
+        self._countdown -= 1
+        if self._countdown <= 0:
+            self._countdown = self._every_steps
+            self._arm()
+
+    def stop(self) -> None:
+        """Take the hooks away that nobody else needs. Idempotent."""
+        if not self._armed:
+            return
+        self._armed = False
+        for layer, hook in self._hooks.items():
+            hook.sampling = False
+            hook.settle(layer)
+        if self._eagerly:
+            torch.compiler.set_stance("default")  # pyright: ignore[reportUnknownMemberType]
+
+    def _arm(self) -> None:
+        self._armed = True
+        for layer, hook in self._all_hooks():
+            hook.sampling = True
+            hook.settle(layer)
+        if self._eagerly:
+            torch.compiler.set_stance("force_eager")  # pyright: ignore[reportUnknownMemberType]
+
+    def _all_hooks(self) -> Iterable[tuple[nn.Module, SiteHook]]:
+        if not self._complete:
+            by_layer: dict[nn.Module, list[Seed]] = {}
+            for seed in self._seeds:
+                by_layer.setdefault(seed.layer, []).append(seed)
+            for layer, seeds in by_layer.items():
+                self._hooks.setdefault(layer, SiteHook(layer, seeds))
+            self._complete = True
+        return self._hooks.items()

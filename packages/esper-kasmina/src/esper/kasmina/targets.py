@@ -1,0 +1,101 @@
+"""Which layers a user means: by name, glob, type or predicate, or the defaults.
+
+The plan asks for names; whether a seed can live there is decided in `refusals` and `plan`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import cast
+
+from torch import nn
+
+from esper.contracts import HostError
+
+type Target = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""A qualified name, a glob over such names, a type of layer, or a predicate of name and layer."""
+
+WHOLE: tuple[type[nn.Module], ...] = (
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+"""By default one site each; their inner layers are none."""
+
+PLAIN: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module under every name that it has, in order of registration."""
+    return dict(
+        cast("Iterable[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=False))
+    )
+
+
+def defaults(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Return the layers that carry seeds when nobody names any, under one empty target."""
+    found: list[str] = []
+    seen: set[int] = set()
+    inside: tuple[str, ...] = ()
+    for name, layer in layers.items():
+        if id(layer) in seen or name.startswith(inside):
+            continue
+        if isinstance(layer, WHOLE):
+            inside = (*inside, f"{name}." if name else "")
+        elif not isinstance(layer, PLAIN):
+            continue
+        seen.add(id(layer))
+        found.append(name)
+    return {"": found}
+
+
+def match(layers: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[str, list[str]]:
+    """Return the names of the layers that each target selects, by the target in words.
+
+    Raises:
+        HostError: for a target that is none.
+
+    """
+    first_names: dict[int, str] = {}
+    for name, layer in layers.items():
+        first_names.setdefault(id(layer), name)
+    own = {name: layer for name, layer in layers.items() if first_names[id(layer)] == name}
+    named: dict[str, list[str]] = {}
+    for target in targets:
+        if isinstance(target, str):
+            words, matches = target, _by_name(layers, own, target)
+        elif isinstance(target, type):
+            words = target.__name__
+            matches = [name for name, layer in own.items() if isinstance(layer, target)]
+        elif callable(target):
+            words = getattr(target, "__name__", "a predicate")
+            matches = [name for name, layer in own.items() if target(name, layer)]
+        else:
+            raise HostError(
+                f"target {target!r}; expected a name, a glob, a module type or a predicate"
+            )
+        named[words] = named.get(words, []) + matches
+    return named
+
+
+def _by_name(
+    layers: Mapping[str, nn.Module], own: Mapping[str, nn.Module], target: str
+) -> list[str]:
+    if target in layers:
+        return [target]
+    pattern = _pattern(target)
+    return [name for name in own if pattern.fullmatch(name)]
+
+
+@cache
+def _pattern(glob: str) -> re.Pattern[str]:
+    """Translate a glob: `*` and `?` stay within one part of a name, `**` crosses dots."""
+    parts = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    pieces = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", glob)
+    return re.compile(
+        "".join(
+            parts.get(piece) or (piece if piece.startswith("[") else re.escape(piece))
+            for piece in pieces
+        )
+    )
