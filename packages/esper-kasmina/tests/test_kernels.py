@@ -33,7 +33,7 @@ from esper.kasmina import (
     probe_shape,
     unpack_kernel,
 )
-from esper.kasmina.kernels import read_header
+from esper.kasmina.packing import read_header
 
 NAMES = [ir.name for ir in builtin_blueprints()]
 

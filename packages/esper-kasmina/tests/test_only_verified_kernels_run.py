@@ -94,8 +94,11 @@ def test_a_kernel_that_no_longer_verifies_is_not_loaded() -> None:
     order(bed, SeedState.GERMINATED, kernel.kernel_id)
     spoiled = bytearray(blob)
     spoiled[-1] ^= 1
-    # Memory that changes under the bed is what the second check is for.
-    vars(vars(bed)["_admission"])["_admitted"][kernel.kernel_id] = (kernel, bytes(spoiled))
+    admission = vars(bed)["_admission"]
+    # The block that was made while the bytes were right is gone; bytes that changed since are what
+    # the second check is for.
+    admission.load(kernel.kernel_id, "cpu")
+    vars(admission)["_admitted"][kernel.kernel_id] = (kernel, bytes(spoiled))
     with pytest.raises(KernelRejectedError, match="damaged"):
         order(bed, SeedState.LOADING)
     assert bed.seeds()[0].state is SeedState.GERMINATED

@@ -15,12 +15,9 @@ from esper.contracts.base import (
 )
 from esper.contracts.blueprints import (
     INPUT,
-    OPERATORS,
     Blueprint,
     BlueprintIR,
     OperatorNode,
-    OperatorSpec,
-    Parameter,
 )
 from esper.contracts.chain import (
     GENESIS,
@@ -97,6 +94,14 @@ from esper.contracts.operational import (
     SeedStatus,
     Site,
     SystemStatePacket,
+)
+from esper.contracts.operators import (
+    OPERATORS,
+    OperatorSpec,
+    Parameter,
+    add_operator,
+    is_custom,
+    remove_operator,
 )
 from esper.contracts.ports import (
     ArtifactStore,
@@ -209,16 +214,19 @@ __all__ = [
     "Worker",
     "WorkerContext",
     "WorkerFactory",
+    "add_operator",
     "bind_trace",
     "canonical_json",
     "check_transition",
     "evaluate_size",
     "get_logger",
+    "is_custom",
     "is_terminal",
     "load_settings",
     "load_yaml",
     "new_id",
     "read_chain",
+    "remove_operator",
     "run_worker",
     "seal",
     "serve",

@@ -4,9 +4,6 @@ A user or the built-in library writes a `BlueprintIR` (JSON); Urza files it as a
 hash of its content; Tezzeret builds kernels from it. Nothing here imports torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,70 +17,19 @@ from esper.contracts.base import (
     utc_now,
 )
 from esper.contracts.enums import BlueprintStatus, SiteKind
+from esper.contracts.operators import OPERATORS, Parameter, is_custom
 from esper.contracts.sizes import SYMBOLS, evaluate_size
 
 INPUT = "input"
 """The name by which nodes refer to the features at the site."""
 
-type Parameter = int | str | bool
-"""A node's parameter: a number, a symbolic size, a flag, or the name of an initialisation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorSpec:
-    """What an allow-listed operator takes."""
-
-    arity: int
-    kinds: frozenset[SiteKind]
-    sizes: frozenset[str] = frozenset()
-    """Parameters that are symbolic sizes and must be given."""
-    options: Mapping[str, tuple[Parameter, ...]] = MappingProxyType({})
-    """Optional parameters and their legal values; the first is the default."""
-
-
-_BOTH = frozenset(SiteKind)
-_FEATURES = frozenset({SiteKind.FEATURES})
-_CHANNELS = frozenset({SiteKind.CHANNELS_2D})
-_INIT: tuple[Parameter, ...] = ("kaiming", "zeros")
-_BIAS: tuple[Parameter, ...] = (True, False)
-
-OPERATORS: Mapping[str, OperatorSpec] = MappingProxyType(
-    {
-        "linear": OperatorSpec(
-            arity=1,
-            kinds=_FEATURES,
-            sizes=frozenset({"out"}),
-            options={"init": _INIT, "bias": _BIAS},
-        ),
-        "conv2d": OperatorSpec(
-            arity=1,
-            kinds=_CHANNELS,
-            sizes=frozenset({"out"}),
-            options={
-                "init": _INIT,
-                "bias": _BIAS,
-                "kernel_size": (3, 1, 5, 7),
-                "dilation": (1, 2, 3, 4),
-                "depthwise": (False, True),
-            },
-        ),
-        "layer_norm": OperatorSpec(arity=1, kinds=_FEATURES),
-        "channel_norm": OperatorSpec(arity=1, kinds=_CHANNELS),
-        "relu": OperatorSpec(arity=1, kinds=_BOTH),
-        "gelu": OperatorSpec(arity=1, kinds=_BOTH),
-        "silu": OperatorSpec(arity=1, kinds=_BOTH),
-        "sigmoid": OperatorSpec(arity=1, kinds=_BOTH),
-        "tanh": OperatorSpec(arity=1, kinds=_BOTH),
-        "add": OperatorSpec(arity=2, kinds=_BOTH),
-        "multiply": OperatorSpec(arity=2, kinds=_BOTH),
-    }
-)
-"""The operators that a blueprint may use. `conv2d` pads to keep height and width; `channel_norm` is a
-group norm with one group."""
-
 
 class OperatorNode(Contract):
-    """One step of a blueprint: an operator applied to earlier values."""
+    """One step of a blueprint: an operator applied to earlier values.
+
+    An operator `name@version` that is not registered in this process is taken as it stands: only
+    where it is registered can its parameters be checked, and only there can the design be built.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
     op: str
@@ -94,6 +40,8 @@ class OperatorNode(Contract):
     def _check_operator(self) -> Self:
         spec = OPERATORS.get(self.op)
         if spec is None:
+            if is_custom(self.op):
+                return self  # a library may carry what it cannot run; building it is refused
             raise ValueError(
                 f"node {self.name!r} uses operator {self.op!r}; allowed: {', '.join(OPERATORS)}"
             )
@@ -122,7 +70,7 @@ class OperatorNode(Contract):
 
 
 class BlueprintIR(Contract):
-    """A block `f` with `f: (B, …, D) → (B, …, D)` or `(B, D, H, W) → (B, D, H, W)`, as a small graph.
+    """A block `f` that keeps the shape of the features at a site of its kind, as a small graph.
 
     Nodes are in order of evaluation; the last one is the output. The graft adds it to the host's
     features as `h + alpha * f(h)`. A block is the identity at birth when its last layer has
@@ -140,21 +88,35 @@ class BlueprintIR(Contract):
         seen = {INPUT}
         for node in self.nodes:
             if node.name in seen:
-                raise ValueError(f"two values are called {node.name!r}; names must be unique")
+                raise ValueError(
+                    f"node {node.name!r}: two values are called {node.name!r}; names must be unique"
+                )
             if missing := [name for name in node.inputs if name not in seen]:
                 raise ValueError(
                     f"node {node.name!r} reads {missing}; it may read {sorted(seen)} "
                     "(values of earlier nodes)"
                 )
-            if self.kind not in OPERATORS[node.op].kinds:
+            spec = OPERATORS.get(node.op)
+            if spec is not None and self.kind not in spec.kinds:
+                allowed = [op for op, spec in OPERATORS.items() if self.kind in spec.kinds]
                 raise ValueError(
-                    f"node {node.name!r}: {node.op} does not work on {self.kind.value} sites"
+                    f"node {node.name!r}: {node.op} does not work on {self.kind.value} sites; "
+                    f"allowed there: {', '.join(allowed)}"
                 )
             seen.add(node.name)
         return self
 
+    @property
+    def unknown_operators(self) -> tuple[str, ...]:
+        """Operators of this design that are not registered in this process, in order of use."""
+        return tuple(dict.fromkeys(node.op for node in self.nodes if node.op not in OPERATORS))
+
     def content_hash(self) -> str:
-        """Return the sha256 of the canonical JSON: the blueprint's id."""
+        """Return the sha256 of the canonical JSON: the blueprint's id.
+
+        It covers the names of operators, those of registered ones with their versions, and not the
+        code behind them: whoever registers another implementation must give it another version.
+        """
         return sha256_hex(canonical_json(self))
 
 

@@ -63,9 +63,7 @@ class SiteKind(StrEnum):
 
 _TAKES = {
     SiteKind.CAUSAL_SEQUENCE: frozenset({SiteKind.FEATURES, SiteKind.CAUSAL_SEQUENCE}),
-    SiteKind.SEQUENCE: frozenset(
-        {SiteKind.FEATURES, SiteKind.CAUSAL_SEQUENCE, SiteKind.SEQUENCE}
-    ),
+    SiteKind.SEQUENCE: frozenset({SiteKind.FEATURES, SiteKind.CAUSAL_SEQUENCE, SiteKind.SEQUENCE}),
 }
 _NUM_DIMS = {
     SiteKind.FEATURES: 2,

@@ -1,44 +1,47 @@
-"""Turns a blueprint into a PyTorch block, and a block into the bytes of a kernel and back.
+"""Turns a blueprint into a PyTorch block, checked on the meta device before anything is allocated.
 
-Tezzeret builds, initialises and packs; Urabrask and Kasmina's seeds unpack what the library stores.
-Bytes are safetensors whose one metadata key holds the design as JSON, so nothing is ever unpickled.
+Tezzeret builds and initialises; `packing` turns blocks into the bytes of kernels and back; the seeds
+run them. Nothing here draws from a global random stream.
 
-Shapes: `B` batch, `D` features or channels at the site, `H`, `W` height and width.
+Shapes: `B` batch, `D` features or channels at the site, `T` tokens; the others are positions.
 """
 
-import json
-import math
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import lru_cache
+from typing import Literal, cast, override
 
-import safetensors.torch
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from esper.contracts import (
     INPUT,
-    OPERATORS,
     BlueprintError,
     BlueprintIR,
     Contract,
-    KernelRejectedError,
     KernelSignature,
     OperatorNode,
-    Parameter,
-    SiteKind,
     canonical_json,
-    evaluate_size,
+    is_custom,
+)
+from esper.kasmina.operators import (
+    FUNCTIONS,
+    LayerContext,
+    context_of,
+    implementation_of,
+    initialise_layer,
+    make_layer,
 )
 
 KERNEL_FORMAT_VERSION = 1
-METADATA_KEY = "esper.kernel"
-"""The only metadata key: safetensors writes several in random order, one is deterministic."""
 
 MAX_PARAMETERS = 1 << 28
 """Upper bound of a block's parameters (1 GiB of float32): a design can't allocate a machine away."""
+
+TEMPLATES_KEPT = 512
+"""Designs, per signature, whose meta build is remembered: building one takes some milliseconds."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float64": torch.float64,
@@ -46,19 +49,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-type _Function = Callable[..., Tensor]
-
-_FUNCTIONS: Mapping[str, _Function] = {
-    "relu": torch.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "add": torch.add,
-    "multiply": torch.mul,
-}
-"""Operators without weights; the others are modules made by `_layer`."""
 
 
 class KernelHeader(Contract):
@@ -69,37 +59,93 @@ class KernelHeader(Contract):
     signature: KernelSignature
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnpackedKernel:
-    """A kernel ready to run: the design, what it was built for, and the block with its weights."""
-
-    ir: BlueprintIR
-    signature: KernelSignature
-    block: "Block"
-
-
 class Block(nn.Module):
-    """A blueprint's graph as a module: `(B, …, D) → (B, …, D)` or `(B, D, H, W) → (B, D, H, W)`.
+    """A blueprint's graph as a module, which keeps the shape of its input.
 
-    The layer of node `up` is the child `node_up`; nodes without weights have none.
+    The layer of node `up` is the child `node_up`; nodes without weights or options have none.
     """
 
     def __init__(self, ir: BlueprintIR, signature: KernelSignature) -> None:
         super().__init__()
         self.ir = ir
         self.signature = signature
+        self.contexts: dict[str, LayerContext] = {}
+        """What the layers were made from, by name of the node."""
         # A plain table, so that torch.compile traces through it without knowing pydantic.
-        self._table = tuple((node.name, node.op, node.inputs) for node in ir.nodes)
+        self.table = tuple((node.name, node.op, node.inputs) for node in ir.nodes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """Apply the graph to features `x`; the result has the shape of `x`."""
         values = {INPUT: x}
         result = x
-        for name, op, inputs in self._table:
-            function = _FUNCTIONS.get(op) or cast("_Function", getattr(self, f"node_{name}"))
-            result = function(*(values[key] for key in inputs))
+        for name, op, inputs in self.table:
+            layer = cast(
+                "Callable[..., Tensor]", FUNCTIONS.get(op) or getattr(self, f"node_{name}")
+            )
+            result = layer(*(values[key] for key in inputs))
             values[name] = result
         return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """One design for one signature, checked and built on the meta device: a mould, never run."""
+
+    header: KernelHeader
+    blueprint_id: str
+    block: Block
+    """On the meta device; shared, so never changed."""
+    state: Mapping[str, Tensor]
+    """Its parameters and buffers by name, on the meta device."""
+    num_parameters: int
+    implementations: tuple[object, ...]
+    """What stood behind each operator when this was built."""
+
+    def cast_from(self, tensors: Mapping[str, Tensor]) -> Block:
+        """Return a new block with these tensors as its parameters and buffers; they are not copied."""
+        memo: dict[int, object] = {
+            id(self.block.ir): self.block.ir,
+            id(self.block.signature): self.block.signature,
+            id(self.block.contexts): self.block.contexts,
+            id(self.block.table): self.block.table,
+        }
+        for name, value in self.state.items():
+            if isinstance(value, nn.Parameter):
+                memo[id(value)] = nn.Parameter(tensors[name], requires_grad=value.requires_grad)
+            else:
+                memo[id(value)] = tensors[name]
+        # deepcopy copies what the memo does not already name a copy of: structure, no tensors.
+        return copy.deepcopy(self.block, memo)
+
+
+def template_of(ir: BlueprintIR, signature: KernelSignature) -> Template:
+    """Return the checked mould of `ir` for `signature`, from memory if it was made before.
+
+    Raises:
+        BlueprintError: naming the node and the shapes that do not fit, or the unknown operator.
+
+    """
+    header = KernelHeader(ir=ir, signature=signature)
+    try:
+        return template_of_header(canonical_json(header).decode())
+    except ValidationError as error:  # an operator was registered after the design was made
+        raise BlueprintError(f"blueprint {ir.name!r}: {first_line(error)}") from error
+
+
+def template_of_header(text: str) -> Template:
+    """Return the checked mould of a kernel with this header, in JSON.
+
+    Raises:
+        pydantic.ValidationError: if it is no header.
+        BlueprintError: as `template_of`.
+
+    """
+    template = _template(text)
+    if template.implementations != _implementations(template.header.ir):
+        _template.cache_clear()
+        template = _template(text)
+    return template
 
 
 def build_block(ir: BlueprintIR, signature: KernelSignature, *, device: str | None = None) -> Block:
@@ -112,18 +158,19 @@ def build_block(ir: BlueprintIR, signature: KernelSignature, *, device: str | No
         BlueprintError: naming the node and the shapes that do not fit, or the missing device.
 
     """
-    block = _build_on_meta(ir, signature)
+    template = template_of(ir, signature)
     target = device or signature.device
     if target.startswith("cuda") and not torch.cuda.is_available():
         raise BlueprintError(
             f"blueprint {ir.name!r} is to be built on {target!r}, which this machine does not have; "
             "pass device='cpu' to build it on the CPU"
         )
-    block.to_empty(device=target)
-    with torch.no_grad():
-        for parameter in block.parameters():
-            parameter.zero_()
-    return block
+    return template.cast_from(
+        {
+            name: torch.zeros(value.shape, dtype=value.dtype, device=target)
+            for name, value in template.state.items()
+        }
+    )
 
 
 def initialise_block(block: Block, generator: torch.Generator) -> None:
@@ -132,71 +179,14 @@ def initialise_block(block: Block, generator: torch.Generator) -> None:
     Draws float32 on the CPU from `generator` only, so equal generators give equal weights on every
     device. The bound is `sqrt(3 / fan_in)` for weights (He et al. 2015 with gain 1, as hidden
     activations are not known to be ReLU) and `1 / sqrt(fan_in)` for biases.
+
+    Raises:
+        BlueprintError: if nothing is known about the initialisation of a registered operator.
+
     """
     with torch.no_grad():
-        for node in block.ir.nodes:
-            layer = getattr(block, f"node_{node.name}", None)
-            if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-                layer.weight.fill_(1)
-                layer.bias.fill_(0)
-            elif isinstance(layer, nn.Linear | nn.Conv2d):
-                if _option(node, "init") == "zeros":
-                    for parameter in layer.parameters():
-                        parameter.zero_()
-                else:
-                    _draw(layer, generator)
-
-
-def pack_kernel(ir: BlueprintIR, signature: KernelSignature, block: nn.Module) -> bytes:
-    """Return the bytes of a kernel: equal content gives equal bytes, in any process."""
-    header = canonical_json(KernelHeader(ir=ir, signature=signature)).decode()
-    tensors = {
-        name: value.detach().cpu().contiguous()
-        for name, value in cast("dict[str, Tensor]", block.state_dict()).items()
-    }
-    return safetensors.torch.save(tensors, metadata={METADATA_KEY: header})
-
-
-def unpack_kernel(blob: bytes, *, device: str | None = None) -> UnpackedKernel:
-    """Read a kernel's bytes; strict, and never executes anything that they contain.
-
-    Raises:
-        KernelRejectedError: if the bytes are not exactly a kernel that this version understands.
-
-    """
-    header = read_header(blob)
-    try:
-        tensors = safetensors.torch.load(blob)
-        expected = _build_on_meta(header.ir, header.signature)
-        _check_tensors(expected, tensors)
-        block = build_block(header.ir, header.signature, device=device)
-        block.load_state_dict(tensors, strict=True)
-    except (SafetensorError, BlueprintError, RuntimeError, KeyError, ValueError) as error:
-        raise KernelRejectedError(f"the bytes are not a usable kernel: {error}") from error
-    return UnpackedKernel(ir=header.ir, signature=header.signature, block=block)
-
-
-def read_header(blob: bytes) -> KernelHeader:
-    """Read only the design and signature of a kernel's bytes.
-
-    Raises:
-        KernelRejectedError: if they are missing or malformed.
-
-    """
-    try:
-        length = int.from_bytes(blob[:8], "little")
-        if not 2 <= length <= len(blob) - 8:
-            raise ValueError(f"a header of {length} bytes in {len(blob)} bytes")
-        fields = json.loads(blob[8 : 8 + length])
-        metadata = fields["__metadata__"]
-        if list(metadata) != [METADATA_KEY]:
-            raise ValueError(f"metadata keys {list(metadata)}, expected [{METADATA_KEY!r}]")
-        return KernelHeader.model_validate_json(metadata[METADATA_KEY])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        detail = _first_line(error)
-        raise KernelRejectedError(
-            f"the bytes are not a kernel ({detail}); expected safetensors written by pack_kernel"
-        ) from error
+        for name, context in block.contexts.items():
+            initialise_layer(block.get_submodule(f"node_{name}"), generator, context)
 
 
 def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
@@ -209,101 +199,131 @@ def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
 
 
 def probe_shape(signature: KernelSignature, *, batch: int = 2, extent: int = 4) -> tuple[int, ...]:
-    """Return a small input shape for a block: `(B, D)`, or `(B, D, extent, extent)`."""
-    if signature.kind is SiteKind.CHANNELS_2D:
-        return (batch, signature.features, extent, extent)
-    return (batch, signature.features)
+    """Return a small input shape for a block: `extent` is the number of tokens, or each extent.
+
+    `(B, D)` for features, `(B, extent, D)` for sequences, `(B, D, extent, …)` for channels.
+    """
+    positions = (extent,) * (signature.kind.num_dims - 2)
+    if signature.kind.is_channels:
+        return (batch, signature.features, *positions)
+    return (batch, *positions, signature.features)
 
 
-def _build_on_meta(ir: BlueprintIR, signature: KernelSignature) -> Block:
-    if ir.kind is not signature.kind:
-        raise BlueprintError(
-            f"blueprint {ir.name!r} is for {ir.kind.value} sites, the signature is {signature.key}"
-        )
+@lru_cache(maxsize=TEMPLATES_KEPT)
+def _template(text: str) -> Template:
+    header = KernelHeader.model_validate_json(text)
+    ir, signature = header.ir, header.signature
+    _check_usable(ir, signature)
     block = Block(ir, signature)
-    shape = probe_shape(signature)
-    values = {INPUT: torch.empty(shape, dtype=DTYPES[signature.dtype], device="meta")}
-    for node in ir.nodes:
-        values[node.name] = _add_node(block, node, [values[key] for key in node.inputs])
-    out = tuple(values[ir.nodes[-1].name].shape)
-    if out != shape:
-        raise BlueprintError(
-            f"blueprint {ir.name!r}: its last node {ir.nodes[-1].name!r} gives {out} for an input of "
-            f"{shape}; a block must keep the shape"
-        )
+    _add_layers(block)
     if (size := count_parameters(block)) > MAX_PARAMETERS:
         raise BlueprintError(
             f"blueprint {ir.name!r} has {size} parameters for {signature.key}; "
             f"expected at most {MAX_PARAMETERS}"
         )
-    return block
+    return Template(
+        header=header,
+        blueprint_id=ir.content_hash(),
+        block=block,
+        state=_state_of(block),
+        num_parameters=size,
+        implementations=_implementations(ir),
+    )
+
+
+def _implementations(ir: BlueprintIR) -> tuple[object, ...]:
+    return tuple(implementation_of(node.op) for node in ir.nodes if is_custom(node.op))
+
+
+def _check_usable(ir: BlueprintIR, signature: KernelSignature) -> None:
+    if ir.kind is not signature.kind:
+        raise BlueprintError(
+            f"blueprint {ir.name!r} is for {ir.kind.value} sites, the signature is {signature.key}"
+        )
+    if unknown := ir.unknown_operators:
+        raise BlueprintError(
+            f"blueprint {ir.name!r} uses {', '.join(unknown)}, which is not registered in this "
+            "process; call register_operator() with it first"
+        )
+
+
+def _add_layers(block: Block) -> None:
+    """Make the layer of every node, and check on the way that shapes and types fit."""
+    ir, dtype = block.ir, DTYPES[block.signature.dtype]
+    shape = probe_shape(block.signature)
+    values = {INPUT: torch.empty(shape, dtype=dtype, device="meta")}
+    with torch.no_grad():
+        for node in ir.nodes:
+            values[node.name] = _add_node(block, node, [values[key] for key in node.inputs])
+        _check_output(ir, values[INPUT], values[ir.nodes[-1].name])
+        if any(is_custom(node.op) for node in ir.nodes):
+            # Built-in operators treat all extents alike; others may depend on the ones they saw.
+            x = torch.empty(_other_shape(block.signature), dtype=dtype, device="meta")
+            _check_output(ir, x, block(x))
+
+
+def _check_output(ir: BlueprintIR, x: Tensor, out: Tensor) -> None:
+    last = f"blueprint {ir.name!r}: its last node {ir.nodes[-1].name!r} gives"
+    if out.shape != x.shape:
+        raise BlueprintError(
+            f"{last} {tuple(out.shape)} for an input of {tuple(x.shape)}; a block must keep the shape"
+        )
+    if out.dtype != x.dtype:
+        raise BlueprintError(f"{last} {out.dtype} for {x.dtype}; a block must keep the type")
+
+
+def _other_shape(signature: KernelSignature) -> tuple[int, ...]:
+    """Return a shape with other extents than `probe_shape`, all different; features have tokens."""
+    positions = (5, 6, 7)[: max(1, signature.kind.num_dims - 2)]
+    if signature.kind.is_channels:
+        return (3, signature.features, *positions)
+    return (3, *positions, signature.features)
 
 
 def _add_node(block: Block, node: OperatorNode, inputs: Sequence[Tensor]) -> Tensor:
     """Add the node's layer, if it has one, and return its output on the meta device."""
+    kind, features = block.signature.kind, block.signature.features
     try:
-        function = _FUNCTIONS.get(node.op)
-        if function is None:
-            function = _layer(node, inputs[0].shape[1 if inputs[0].dim() == 4 else -1], block)
-            block.add_module(f"node_{node.name}", function)
-        return function(*inputs)
-    except (RuntimeError, ValueError) as error:
+        layer = FUNCTIONS.get(node.op)
+        if layer is None:
+            width = inputs[0].shape[1 if kind.is_channels else -1]
+            context = context_of(node, kind, width, features, inputs[0].dtype)
+            layer = make_layer(context)
+            block.add_module(f"node_{node.name}", layer)
+            block.contexts[node.name] = context
+        out = cast("object", layer(*inputs))
+        if not isinstance(out, Tensor):
+            raise TypeError(f"it returned a {type(out).__name__}, expected a tensor")
+        return out
+    except _UNFIT as error:
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
         raise BlueprintError(
             f"blueprint {block.ir.name!r}, node {node.name!r}: {node.op} does not fit inputs of "
-            f"{shapes}: {_first_line(error)}"
+            f"{shapes}: {first_line(error)}"
         ) from error
 
 
-def _layer(node: OperatorNode, width: int, block: Block) -> nn.Module:
-    common: dict[str, Any] = {"device": "meta", "dtype": DTYPES[block.signature.dtype]}
-    if node.op == "layer_norm":
-        return nn.LayerNorm(width, **common)
-    if node.op == "channel_norm":
-        return nn.GroupNorm(1, width, **common)
-    size = cast("int | str", node.params["out"])
-    out = evaluate_size(size, {"D": block.signature.features})
-    bias = bool(_option(node, "bias"))
-    if node.op == "linear":
-        return nn.Linear(width, out, bias=bias, **common)
-    kernel_size = cast("int", _option(node, "kernel_size"))
-    dilation = cast("int", _option(node, "dilation"))
-    return nn.Conv2d(
-        width,
-        out,
-        kernel_size,
-        padding=dilation * (kernel_size - 1) // 2,
-        dilation=dilation,
-        groups=width if _option(node, "depthwise") else 1,
-        bias=bias,
-        **common,
-    )
+_UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What torch raises for shapes that do not fit, and what somebody's own operator may raise."""
 
 
-def _option(node: OperatorNode, name: str) -> Parameter:
-    return node.params.get(name, OPERATORS[node.op].options[name][0])
-
-
-def _draw(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> None:
-    fan_in = layer.weight[0].numel()
-    bounds = {"weight": math.sqrt(3.0 / fan_in), "bias": 1.0 / math.sqrt(fan_in)}
-    for name, parameter in layer.named_parameters():
-        drawn = torch.empty(parameter.shape, dtype=torch.float32)
-        parameter.copy_(drawn.uniform_(-bounds[name], bounds[name], generator=generator))
-
-
-def _check_tensors(expected: Block, tensors: Mapping[str, Tensor]) -> None:
-    wanted = {name: (tuple(p.shape), p.dtype) for name, p in expected.state_dict().items()}
-    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    if wanted != found:
-        names = [n for n in sorted(wanted | found) if wanted.get(n) != found.get(n)]
-        detail = "; ".join(
-            f"{n}: expected {wanted.get(n)}, found {found.get(n)}" for n in names[:4]
+def _state_of(block: Block) -> Mapping[str, Tensor]:
+    """Return parameters and buffers by name: what a kernel's bytes hold."""
+    state = cast("dict[str, object]", block.state_dict(keep_vars=True))
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    own = [*block.named_parameters(), *block.named_buffers()]
+    lost = [name for name, value in own if tensors.get(name) is not value]
+    if lost or len(own) < len(state):
+        names = ", ".join(lost or state.keys() - dict(own).keys())
+        raise BlueprintError(
+            f"blueprint {block.ir.name!r}: {names} cannot be kept in a kernel; expected parameters and "
+            "persistent buffers only, none of them shared"
         )
-        raise ValueError(f"its tensors do not fit its design: {detail}")
+    return tensors
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without what follows in later lines."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -12,7 +12,8 @@ from esper.contracts import (
     KernelSignature,
     sha256_hex,
 )
-from esper.kasmina.kernels import build_block, count_parameters, initialise_block, pack_kernel
+from esper.kasmina.kernels import build_block, count_parameters, initialise_block
+from esper.kasmina.packing import pack_kernel
 
 
 def forge_kernel(

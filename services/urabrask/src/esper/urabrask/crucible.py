@@ -12,7 +12,8 @@ from esper.contracts import (
     KernelRejectedError,
     ValidationReport,
 )
-from esper.kasmina.kernels import UnpackedKernel, count_parameters, unpack_kernel
+from esper.kasmina.kernels import count_parameters
+from esper.kasmina.packing import UnpackedKernel, unpack_kernel
 from esper.urabrask.checks import CHECKS, Specimen, make_specimen, within
 from esper.urabrask.meters import median_latency_us, state_bytes
 
