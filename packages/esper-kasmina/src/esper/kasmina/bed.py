@@ -34,14 +34,14 @@ from esper.kasmina.graft import claim, release
 from esper.kasmina.kernels import Block, count_parameters
 from esper.kasmina.legality import UNDONE, Legality
 from esper.kasmina.library import builtin_blueprints
-from esper.kasmina.owners import Group, join, owner_index
+from esper.kasmina.owners import join, owner_index
 from esper.kasmina.plan import Plan, device_of, plan
 from esper.kasmina.probe import Example
 from esper.kasmina.sampling import Sampling
 from esper.kasmina.seed import BEFORE_VERDICT, COUNTS_STEPS, FROZEN, GRAFTED, Seed
 from esper.kasmina.stages import StageLengths
 from esper.kasmina.targets import Target, named_modules
-from esper.kasmina.undo import Snapshot
+from esper.kasmina.undo import Snapshot, World
 
 RESTRUCTURING = frozenset({SeedState.TRAINING, SeedState.GRAFTING}) | UNDONE
 """Transitions that change what runs at a site, so that compiled graphs are made anew."""
@@ -69,7 +69,6 @@ class Bed:
         self._executed: set[str] = set()
         self._attachment: Attachment | None = None
         self._snapshot: Snapshot | None = None
-        self._added: Group | None = None
         self._counting: tuple[Seed, ...] = ()
         self._steps = 0
         self._log = get_logger("kasmina")
@@ -141,7 +140,7 @@ class Bed:
         attachment = Attachment.check(
             self._model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, copies=copies
         )
-        if self._snapshot is not None and self._snapshot.optimizer is not attachment.optimizer:
+        if self._snapshot is not None and not self._snapshot.is_of(attachment.optimizer):
             waiting = next(s for s in self._seeds.values() if s.state in BEFORE_VERDICT)
             raise HostError(
                 f"seed {waiting.seed_id} is in {waiting.state} and could not be undone under another "
@@ -205,7 +204,7 @@ class Bed:
             case SeedState.GRAFTING:
                 self._graft(seed)
             case SeedState.FOSSILIZED:
-                self._snapshot = self._added = None
+                self._snapshot = None
             case SeedState.DORMANT:
                 seed.forget()
             case _ if target in UNDONE:
@@ -329,11 +328,20 @@ class Bed:
         assert attachment is not None
         assert seed.block is not None
         self._hook(seed)
-        self._snapshot = Snapshot.take(self._model, attachment.optimizer, attachment.scheduler)
+        self._snapshot = Snapshot.take(self._world())
         seed.hang(seed.block)
-        self._added = self._join(seed)
+        self._join(seed)
 
-    def _join(self, seed: Seed) -> Group | None:
+    def _world(self) -> World:
+        return World(
+            model=self._model,
+            optimizer=None if self._attachment is None else self._attachment.optimizer,
+            scheduler=None if self._attachment is None else self._attachment.scheduler,
+            scaler=None if self._attachment is None else self._attachment.scaler,
+            copies=() if self._attachment is None else self._attachment.copies,
+        )
+
+    def _join(self, seed: Seed) -> None:
         """Add the seed's block to the attached optimizer."""
         attachment = self._attachment
         assert attachment is not None
@@ -341,14 +349,15 @@ class Bed:
         like = owner_index(attachment.optimizer, seed.layer)
         prefix = f"{seed.site.name}.{seed.child}."
         named = ((prefix + name, p) for name, p in seed.graft.named_parameters())
-        return join(attachment.optimizer, attachment.scheduler, like, named)
+        join(attachment.optimizer, attachment.scheduler, like, named)
 
     def _undo(self, seed: Seed) -> None:
-        was_grafted = seed.state in BEFORE_VERDICT
+        was_grafted, graft = seed.state in BEFORE_VERDICT, seed.graft
         seed.drop()
         if was_grafted and self._snapshot is not None:
-            self._snapshot.restore(self._added)
-            self._snapshot = self._added = None
+            gone = [] if graft is None else list(graft.parameters())
+            self._snapshot.restore(self._world(), gone=gone)
+            self._snapshot = None
 
     def _recount(self) -> None:
         """Find the seeds that each step concerns: a thousand dormant ones cost nothing."""

@@ -1,9 +1,11 @@
 """Gives grafted parameters an owner: one new group in the host's optimizer, known to its scheduler.
 
-The bed calls `join` when a seed is grafted; `undo.Snapshot` takes the group out again.
+The bed calls `join` when a seed is grafted; `undo.Snapshot` takes the group out again. Every trained
+parameter is in exactly one group, and nobody else's state changes.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import HostError
+from esper.kasmina.graft import is_graft_name
 
 PER_GROUP_LISTS = (
     "base_lrs",
@@ -20,8 +23,10 @@ PER_GROUP_LISTS = (
     "max_lrs",
     "base_momentums",
     "max_momentums",
+    "base_values",
+    "warmup_steps",
 )
-"""What the schedulers of `torch.optim.lr_scheduler` keep per parameter group."""
+"""What the schedulers of `torch.optim.lr_scheduler` keep per parameter group; the last two: timm's."""
 
 type Group = dict[str, Any]
 
@@ -37,16 +42,26 @@ def check_optimizer(optimizer: object, host: nn.Module) -> torch.optim.Optimizer
         raise HostError(
             f"{type(optimizer).__name__} is not a torch.optim.Optimizer; pass the host's"
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+        reason = (
+            "has one fixed list of parameters"
+            if isinstance(optimizer, torch.optim.LBFGS)
+            else "takes sparse gradients only, which no block has,"
+        )
         raise HostError(
-            "LBFGS has one fixed list of parameters and cannot follow a host that grows; "
+            f"{type(optimizer).__name__} {reason} and cannot follow a host that grows; "
             "use for example AdamW or SGD"
         )
-    owned = {id(p) for group in groups_of(optimizer) for p in group["params"]}
-    if not any(id(p) in owned for p in host.parameters()):
+    counts = Counter(id(p) for group in groups_of(optimizer) for p in group["params"])
+    if not any(id(p) in counts for p in host.parameters()):
         raise HostError(
             f"the {type(optimizer).__name__} holds none of the host's parameters; "
             "pass the optimizer that trains this model"
+        )
+    if twice := [name for name, p in host.named_parameters() if counts[id(p)] > 1]:
+        raise HostError(
+            f"the {type(optimizer).__name__} holds {', '.join(twice[:8])} more than once and would "
+            "move it several times per step; keep each parameter in one group"
         )
     return optimizer
 
@@ -78,6 +93,42 @@ def owner_index(optimizer: torch.optim.Optimizer, layer: nn.Module) -> int:
     return next(owners, 0)
 
 
+def like_indices(groups: Sequence[Sequence[str]]) -> list[int | None]:
+    """Return, for each group's parameter names, which earlier group it was modelled on by `join`.
+
+    None for a group that is not a graft's.
+    """
+    likes: list[int | None] = []
+    for index, names in enumerate(groups):
+        if not names or not all(is_graft_name(name) for name in names):
+            likes.append(None)
+            continue
+        prefix = _layer_prefix(names[0])
+        earlier = (i for i in range(index) if any(n.startswith(prefix) for n in groups[i]))
+        likes.append(next(earlier, 0))
+    return likes
+
+
+def check_join(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> None:
+    """Pass silently if `optimizer` can train `parameters`.
+
+    Raises:
+        HostError: naming the first one that it cannot.
+
+    """
+    # By name, since older versions of torch have none and others bring their own.
+    if type(optimizer).__name__ != "Muon":
+        return
+    for name, parameter in parameters:
+        if parameter.dim() != 2:
+            raise HostError(
+                f"Muon trains matrices only and cannot take {name}, which has {parameter.dim()} "
+                "dimensions; choose a blueprint without biases, or attach() an optimizer that takes it"
+            )
+
+
 def join(
     optimizer: torch.optim.Optimizer,
     scheduler: object | None,
@@ -97,11 +148,26 @@ def join(
     has_names = settings.pop("param_names", None) is not None
     num_groups = len(groups)
     optimizer.add_param_group(settings | {"params": named if has_names else [p for _, p in named]})
+    if isinstance(optimizer, torch.optim.Adagrad):
+        _start_adagrad(optimizer, [p for _, p in named])
     for part in schedulers_in(scheduler):
         for values in per_group_lists(part).values():
             if len(values) == num_groups:
                 values.append(values[like])
     return groups_of(optimizer)[-1]
+
+
+def _layer_prefix(name: str) -> str:
+    """Return `encoder.fc1.` for `encoder.fc1.esper_seed.block.node_up.weight`."""
+    parts = name.split(".")
+    depth = next(i for i, part in enumerate(parts) if is_graft_name(part))
+    return "".join(f"{part}." for part in parts[:depth])
+
+
+def _start_adagrad(optimizer: torch.optim.Adagrad, parameters: list[nn.Parameter]) -> None:
+    """Give `parameters` the state that Adagrad makes only in its constructor."""
+    fresh = torch.optim.Adagrad(parameters, **optimizer.defaults)
+    cast("dict[Any, Any]", optimizer.state).update(fresh.state)
 
 
 def copy_settings(group: Mapping[str, Any]) -> Group:

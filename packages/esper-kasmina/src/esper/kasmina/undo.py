@@ -1,26 +1,22 @@
-"""The way back: everything that a graft may change, taken before it and put back bit for bit.
+"""The way back: everything that training may change, taken at one moment and put back bit for bit.
 
-The bed takes a `Snapshot` when a seed enters GRAFTING and drops it at the verdict. It costs one copy
-of weights, gradients, buffers and optimizer state in memory.
+The bed takes a `Snapshot` when a seed enters GRAFTING and drops it at the verdict; a mark and a
+checkpoint hold one too. It costs one copy of weights, gradients, buffers and optimizer state, for the
+host and for each of its copies.
 """
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.owners import (
-    Group,
-    copy_settings,
-    copy_value,
-    groups_of,
-    per_group_lists,
-    schedulers_in,
-)
+from esper.contracts import HostError
+from esper.kasmina import modulestate, trainerstate
+from esper.kasmina.modulestate import State, copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,122 +36,134 @@ class RandomState:
             torch_cpu=torch.get_rng_state().clone(),
             torch_cuda=torch.cuda.get_rng_state_all() if used_cuda else [],
             python=random.getstate(),
-            numpy=np.random.get_state(legacy=False),
+            numpy=copied(np.random.get_state(legacy=False)),
         )
 
     def restore(self) -> None:
-        """Put every stream back to where it was."""
+        """Put every stream back to where it was; those of devices that are missing are left out."""
         torch.set_rng_state(self.torch_cpu)
-        if self.torch_cuda:
-            torch.cuda.set_rng_state_all(self.torch_cuda)
+        if self.torch_cuda and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(self.torch_cuda[: torch.cuda.device_count()])
         random.setstate(self.python)
         np.random.set_state(self.numpy)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SavedParameter:
-    parameter: nn.Parameter
-    value: Tensor
-    gradient: Tensor | None
+class World:
+    """Everything that training changes: the host, what trains it, and its copies."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
+    scheduler: Any | None = None
+    scaler: Any | None = None
+    copies: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SavedBuffer:
-    module: nn.Module
-    name: str
-    buffer: Tensor
-    value: Tensor
+class _Identity:
+    """The objects that held what a snapshot has copied."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _SavedScheduler:
-    scheduler: Any
-    state: Mapping[str, Any]
-    lists: Mapping[str, list[Any]]
+    world: World
+    modules: list[modulestate.Identity]
+    trainer: trainerstate.Identity | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The host, its optimizer and scheduler, and the global random streams at one moment."""
+    """One moment of a world, and of the global random streams.
 
-    optimizer: torch.optim.Optimizer
-    _parameters: list[_SavedParameter]
-    _buffers: list[_SavedBuffer]
-    _groups: list[tuple[Group, Group]]
-    _state: dict[Any, dict[Any, Any]]
-    _schedulers: list[_SavedScheduler]
-    _random: RandomState
+    `state` is plain data that `statetree` can write. One that was read back from a file knows no
+    objects: it goes into whatever has the same names.
+    """
+
+    state: State
+    _identity: _Identity | None = None
 
     @classmethod
-    def take(
-        cls, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: object | None
-    ) -> Self:
-        """Copy everything; changes nothing."""
-        state = cast("dict[Any, dict[Any, Any]]", optimizer.state)
+    def take(cls, world: World) -> Self:
+        """Copy everything; changes nothing, draws nothing."""
+        optimizer = world.optimizer
+        modules = (world.model, *world.copies)
+        trainer = None
+        if optimizer is not None:
+            trainer = trainerstate.Identity.take(optimizer, world.scheduler, world.model)
         return cls(
-            optimizer=optimizer,
-            _parameters=[
-                _SavedParameter(
-                    parameter=parameter,
-                    value=parameter.detach().clone(),
-                    gradient=None if parameter.grad is None else parameter.grad.detach().clone(),
-                )
-                for parameter in model.parameters()
-            ],
-            _buffers=[
-                _SavedBuffer(module=module, name=name, buffer=buffer, value=buffer.clone())
-                for module in model.modules()
-                for name, buffer in module.named_buffers(recurse=False)
-            ],
-            _groups=[(group, copy_settings(group)) for group in groups_of(optimizer)],
-            _state={key: _copy_state(value) for key, value in state.items()},
-            _schedulers=[_save_scheduler(part) for part in schedulers_in(scheduler)],
-            _random=RandomState.take(),
+            state={
+                "host": modulestate.capture(world.model),
+                "copies": [modulestate.capture(module) for module in world.copies],
+                "optimizer": None
+                if optimizer is None
+                else trainerstate.capture_optimizer(optimizer, world.model),
+                "scheduler": trainerstate.capture_scheduler(world.scheduler),
+                "scaler": trainerstate.capture_scaler(world.scaler, optimizer),
+                "random": dict(vars(RandomState.take())),
+            },
+            _identity=_Identity(
+                world=world,
+                modules=[modulestate.Identity.take(module) for module in modules],
+                trainer=trainer,
+            ),
         )
 
-    def restore(self, added: Group | None) -> None:
-        """Put everything back in place and drop the group that the graft `added`.
+    def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether `optimizer` is the very one whose state this is, as far as is known."""
+        return self._identity is None or self._identity.world.optimizer is optimizer
 
-        Parameters, buffers and groups stay the same objects. To be called once: the copies are
-        handed over to the optimizer.
+    def check(self, world: World) -> None:
+        """Pass silently if this can be restored into `world`; changes nothing.
+
+        Raises:
+            HostError: saying what does not fit.
+
         """
-        self._restore_weights()
-        groups = groups_of(self.optimizer)
-        groups[:] = [group for group in groups if group is not added]
-        for group, settings in self._groups:
-            members = group["params"]
-            group.clear()
-            group.update(params=members, **settings)
-        state = cast("dict[Any, dict[Any, Any]]", self.optimizer.state)
-        state.clear()
-        state.update(self._state)
-        for saved in self._schedulers:
-            for name, values in saved.lists.items():
-                getattr(saved.scheduler, name)[:] = values
-            saved.scheduler.load_state_dict(dict(saved.state))
-        self._random.restore()
+        state = self.state
+        modulestate.check(world.model, state["host"], what="the host")
+        if len(world.copies) != len(state["copies"]):
+            raise HostError(
+                f"{len(world.copies)} copies of the host are attached, the state has "
+                f"{len(state['copies'])}; attach() the same ones"
+            )
+        for index, (module, saved) in enumerate(zip(world.copies, state["copies"], strict=True)):
+            modulestate.check(module, saved, what=f"copy {index} of the host")
+        if world.optimizer is None or state["optimizer"] is None:
+            return
+        if self._identity is None:
+            trainerstate.check_optimizer_state(world.optimizer, world.model, state["optimizer"])
+        trainerstate.check_scheduler_state(world.scheduler, state["scheduler"], likes=self._likes)
 
-    @torch.no_grad()
-    def _restore_weights(self) -> None:
-        for saved in self._parameters:
-            saved.parameter.copy_(saved.value)
-            saved.parameter.grad = saved.gradient
-        for saved in self._buffers:
-            saved.buffer.copy_(saved.value)
-            # A module may have put another tensor in its place.
-            setattr(saved.module, saved.name, saved.buffer)
+    def restore(self, world: World, *, gone: Collection[nn.Parameter] = ()) -> None:
+        """Put everything back in place; parameters, buffers and groups stay the same objects.
 
+        What the snapshot does not know stays as it is; parameters in `gone` leave the optimizer.
 
-def _copy_state(state: Any) -> Any:
-    if isinstance(state, dict):
-        entries = cast("dict[Any, Any]", state)
-        return {key: _copy_state(value) for key, value in entries.items()}
-    return copy_value(state)
+        Raises:
+            HostError: if `world` is not one that it fits; then no value was changed.
 
+        """
+        identity = self._identity
+        if identity is not None:
+            for module in identity.modules:
+                module.restore()
+        self.check(world)
+        state = self.state
+        modulestate.apply(world.model, state["host"])
+        for module, saved in zip(world.copies, state["copies"], strict=True):
+            modulestate.apply(module, saved)
+        if world.optimizer is not None and state["optimizer"] is not None:
+            known = None if identity is None else identity.trainer
+            late = trainerstate.apply_optimizer(
+                world.optimizer, world.model, state["optimizer"], known=known, gone=gone
+            )
+            trainerstate.apply_scheduler(
+                world.scheduler, state["scheduler"], likes=self._likes, known=known, late=late
+            )
+            trainerstate.apply_scaler(world.scaler, world.optimizer, state["scaler"])
+        RandomState(**state["random"]).restore()
 
-def _save_scheduler(scheduler: Any) -> _SavedScheduler:
-    return _SavedScheduler(
-        scheduler=scheduler,
-        state=copy_value(scheduler.state_dict()),
-        lists={name: list(values) for name, values in per_group_lists(scheduler).items()},
-    )
+    def forgetting(self) -> "Snapshot":
+        """Return the same state without knowledge of objects, as if it had been read from a file."""
+        return replace(self, _identity=None)
+
+    @property
+    def _likes(self) -> list[int | None]:
+        return [group["like"] for group in self.state["optimizer"]["groups"]]
