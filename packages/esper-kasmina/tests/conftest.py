@@ -1,8 +1,12 @@
-"""Lets the tests import `kasmina_factory` from beside them; pytest's importlib mode does not."""
+"""Lets the tests import what is beside them, which pytest's importlib mode does not; shared fixtures."""
 
+import json
+import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -14,3 +18,21 @@ torch.set_num_threads(1)
 # The first use of the meta device imports half of torch, which no example's deadline survives.
 settings.register_profile("kasmina", deadline=None)
 settings.load_profile("kasmina")
+
+
+@pytest.fixture(scope="session")
+def lives_without_esper() -> dict[str, str]:
+    """What becomes of each host in `kasmina_hosts` when it is trained without importing Esper."""
+    program = Path(__file__).with_name("kasmina_hosts.py")
+    done = subprocess.run(
+        [sys.executable, str(program)], check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def no_fast_path() -> Generator[None]:
+    """Encoder layers carry seeds only without the fast path of their evaluation."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)

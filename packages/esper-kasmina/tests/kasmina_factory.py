@@ -204,12 +204,16 @@ def admit(
     site: int = 0,
     change: Callable[[Block], None] | None = None,
 ) -> str:
-    """Admit a kernel of the blueprint `name` for one site and return its id."""
+    """Admit a kernel of the blueprint `name`, or of the first that fits, for one site; return its id."""
     crucible = Crucible()
     bed.trust(crucible.public_key)
-    signature = bed.sites[site].signature
-    fits = next(ir for ir in bed.blueprints if ir.kind is signature.kind)
-    kernel, blob = crucible.kernel(blueprint(name) if name else fits, signature, change)
+    wanted = bed.sites[site].signature
+    ir = (
+        blueprint(name)
+        if name
+        else next(ir for ir in bed.blueprints if ir.kind in wanted.kind.takes)
+    )
+    kernel, blob = crucible.kernel(ir, wanted.model_copy(update={"kind": ir.kind}), change)
     bed.admit(kernel, blob)
     return kernel.kernel_id
 
@@ -219,15 +223,24 @@ def grow(
     path: Iterable[SeedState],
     *,
     site: int = 0,
+    chunk: int = 0,
     name: str | None = None,
+    change: Callable[[Block], None] | None = None,
     between: Callable[[SeedState], object] | None = None,
 ) -> None:
     """Lead one seed along `path`; `between` is called in every state on the way."""
-    kernel_id = admit(bed, name, site=site)
+    kernel_id = admit(bed, name, site=site, change=change)
     for state in path:
-        order(bed, state, kernel_id, (site, 0))
+        order(bed, state, kernel_id, (site, chunk))
         if between is not None:
             between(state)
+
+
+def wake(block: Block) -> None:
+    """Give every weight a small value, so that the block does something."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in block.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
 def state_bits(model: nn.Module) -> dict[str, bytes]:

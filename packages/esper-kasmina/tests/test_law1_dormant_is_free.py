@@ -5,7 +5,9 @@
 
 import pytest
 import torch
+from kasmina_beds import ALL_HOSTS, bed_of, wrap_host
 from kasmina_factory import QUICK, Make, batch_for, cnn, mlp, state_bits, train
+from kasmina_hosts import HOSTS, digest, life
 
 from esper.contracts import SeedBed
 from esper.kasmina import wrap
@@ -65,3 +67,26 @@ def test_unwrap_leaves_no_trace_of_dormant_seeds() -> None:
     assert wrap(model).unwrap() is model
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
     wrap(model)
+
+
+@pytest.mark.usefixtures("no_fast_path")
+@pytest.mark.parametrize("name", ALL_HOSTS)
+def test_no_kind_of_host_notices_dormant_seeds(
+    name: str, lives_without_esper: dict[str, str]
+) -> None:
+    host, bed, optimizer = bed_of(name, sample_every_steps=2)
+    losses = life(host, bed.model, optimizer)
+    assert digest(bed.model, optimizer, losses) == lives_without_esper[name]
+    assert bed.end_epoch(0)[0].num_rows > 0
+
+
+@pytest.mark.usefixtures("no_fast_path")
+@pytest.mark.parametrize("name", ALL_HOSTS)
+def test_evaluation_is_bit_identical_with_seeds_and_after_unwrapping(name: str) -> None:
+    host = HOSTS[name]
+    model = host.make().eval()
+    x, _ = host.batch(0)
+    expected = model(x)
+    bed = wrap_host(host, model)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(bed.unwrap()(x), expected)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kasmina_beds import ALL_HOSTS, bed_of
 from kasmina_factory import (
     QUICK,
     TO_TRAINING,
@@ -22,6 +23,8 @@ from kasmina_factory import (
     state_bits,
     train,
 )
+from kasmina_hosts import digest
+from kasmina_hosts import life as host_life
 from torch import nn
 
 from esper.contracts import IllegalTransitionError, SeedState
@@ -140,3 +143,25 @@ def test_a_seed_learns_the_same_whether_or_not_the_next_operation_is_in_place() 
         order(bed, SeedState.GRAFTING)
         finals.append(state_bits(model))
     assert finals[0] == finals[1]
+
+
+@pytest.mark.usefixtures("no_fast_path")
+@pytest.mark.parametrize("change", [None, explode], ids=["healthy", "exploding"])
+@pytest.mark.parametrize("name", ALL_HOSTS)
+def test_no_kind_of_host_notices_a_training_seed(
+    name: str, change: Change, lives_without_esper: dict[str, str]
+) -> None:
+    host, bed, optimizer = bed_of(name, sample_every_steps=2)
+    site = len(bed.sites) - 1 if host.targets else 0
+    kernel_id = admit(bed, site=site, change=change)
+
+    def germinate(step: int) -> None:
+        if step == 2:
+            for state in TO_TRAINING:
+                order(bed, state, kernel_id, (site, 0))
+
+    losses = host_life(host, bed.model, optimizer, before=germinate)
+    assert digest(bed.model, optimizer, losses) == lives_without_esper[name]
+    status = next(seed for seed in bed.seeds() if seed.seed_id == (site, 0))
+    assert (status.failure is not None) == (change is explode)
+    assert status.is_ready_for_transition == (change is None)
