@@ -30,10 +30,12 @@ from esper.kasmina import saving
 from esper.kasmina.admission import Admission
 from esper.kasmina.attachment import Attachment
 from esper.kasmina.compiled import forget_graphs
+from esper.kasmina.copies import Copies
 from esper.kasmina.graft import claim, release
 from esper.kasmina.kernels import Block, count_parameters
 from esper.kasmina.legality import UNDONE, Legality
 from esper.kasmina.library import builtin_blueprints
+from esper.kasmina.marks import Mark
 from esper.kasmina.owners import join, owner_index
 from esper.kasmina.plan import Plan, device_of, plan
 from esper.kasmina.probe import Example
@@ -68,6 +70,7 @@ class Bed:
         self._admission = Admission()
         self._executed: set[str] = set()
         self._attachment: Attachment | None = None
+        self._copies = Copies(model, ())
         self._snapshot: Snapshot | None = None
         self._counting: tuple[Seed, ...] = ()
         self._steps = 0
@@ -146,8 +149,10 @@ class Bed:
                 f"seed {waiting.seed_id} is in {waiting.state} and could not be undone under another "
                 "optimizer; fossilize or cull it first"
             )
+        followers = Copies(self._model, attachment.copies)
         self.detach()
-        self._attachment = attachment
+        self._attachment, self._copies = attachment, followers
+        followers.align()
         attachment.follow(self._after_step)
         self._sampling.start()
         owned = {id(p) for group in attachment.optimizer.param_groups for p in group["params"]}
@@ -160,7 +165,7 @@ class Bed:
         if self._attachment is not None:
             self._attachment.leave()
         self._sampling.stop()
-        self._attachment = None
+        self._attachment, self._copies = None, Copies(self._model, ())
 
     def trust(self, public_key: bytes) -> None:
         """Accept endorsements made with this raw Ed25519 public key (32 bytes)."""
@@ -213,6 +218,7 @@ class Bed:
                 pass
         seed.enter(target)
         self._recount()
+        self._copies.sync_alpha()
         if target in RESTRUCTURING:
             forget_graphs()
         self._executed.add(command.command_id)
@@ -232,7 +238,9 @@ class Bed:
     def end_epoch(self, epoch: int) -> Sequence[HealthSignal]:
         """Close the epoch's sampled statistics and return one signal per seed."""
         self._sampling.start()
-        return tuple(seed.end_epoch(epoch) for seed in self._seeds.values())
+        signals = tuple(seed.end_epoch(epoch) for seed in self._seeds.values())
+        self._copies.sync_alpha()
+        return signals
 
     @contextmanager
     def without(self, seed_id: tuple[int, int]) -> Generator[None]:
@@ -246,6 +254,40 @@ class Bed:
             yield
         finally:
             graft.enabled = was_enabled
+
+    def mark(self) -> Mark:
+        """Return this moment of the whole run, to go back to with `roll_back`.
+
+        It costs one copy of weights, gradients, buffers and optimizer state, of the host and of its
+        copies. Take marks between steps.
+        """
+        return Mark.take(
+            self._world(),
+            self._seeds.values(),
+            step=self._steps,
+            pending=self._snapshot,
+            sampling=self._sampling.state_dict(),
+        )
+
+    def roll_back(self, mark: Mark) -> None:
+        """Put the whole run back to `mark`, bit for bit, from any state, as often as asked.
+
+        Blocks that came since are gone, fossils too; those that were culled since are back. Optimizer,
+        scheduler, scaler, copies, seeds and the global random streams stand where they stood. What is
+        not the bed's stays: the place in the data, and which commands were carried out.
+
+        Raises:
+            HostError: if it is another bed's mark, or another optimizer is attached; then nothing was
+                changed.
+
+        """
+        mark.check(self._seeds.values())
+        if not mark.snapshot.is_from(self._world()):
+            raise HostError(
+                "the mark was taken of another host or under another optimizer; attach() the one that "
+                "was attached then"
+            )
+        self._return_to(mark)
 
     def num_parameters(self) -> int:
         """Count the trainable parameters that are part of the model now.
@@ -324,13 +366,18 @@ class Bed:
         seed.hook = self._sampling.hook_of(seed.layer)
 
     def _graft(self, seed: Seed) -> None:
-        attachment = self._attachment
-        assert attachment is not None
         assert seed.block is not None
         self._hook(seed)
-        self._snapshot = Snapshot.take(self._world())
+        snapshot = Snapshot.take(self._world())
         seed.hang(seed.block)
-        self._join(seed)
+        try:
+            self._join(seed)
+        except Exception:
+            # Not every optimizer takes every block; a refused command leaves everything unchanged.
+            seed.take_down()
+            raise
+        self._snapshot = snapshot
+        self._copies.align()
 
     def _world(self) -> World:
         return World(
@@ -348,16 +395,27 @@ class Bed:
         assert seed.graft is not None
         like = owner_index(attachment.optimizer, seed.layer)
         prefix = f"{seed.site.name}.{seed.child}."
-        named = ((prefix + name, p) for name, p in seed.graft.named_parameters())
+        named = [(prefix + name, p) for name, p in seed.graft.named_parameters()]
         join(attachment.optimizer, attachment.scheduler, like, named)
 
     def _undo(self, seed: Seed) -> None:
         was_grafted, graft = seed.state in BEFORE_VERDICT, seed.graft
         seed.drop()
         if was_grafted and self._snapshot is not None:
+            self._copies.align()
             gone = [] if graft is None else list(graft.parameters())
             self._snapshot.restore(self._world(), gone=gone)
             self._snapshot = None
+
+    def _return_to(self, mark: Mark) -> None:
+        gone = mark.restructure(self._seeds.values(), self._sampling.hook_of)
+        self._copies.align()
+        mark.snapshot.restore(self._world(), gone=gone)
+        mark.refill(self._seeds.values())
+        self._snapshot, self._steps = mark.pending, mark.step
+        self._sampling.load_state_dict(dict(mark.sampling))
+        self._recount()
+        forget_graphs()
 
     def _recount(self) -> None:
         """Find the seeds that each step concerns: a thousand dormant ones cost nothing."""
@@ -368,6 +426,7 @@ class Bed:
         self._sampling.after_step()
         for seed in self._counting:
             seed.after_step()
+        self._copies.sync_alpha()
 
 
 def wrap(

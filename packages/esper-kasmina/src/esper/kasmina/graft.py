@@ -9,7 +9,7 @@ Shapes: `h` the features at a site, `(…, D)` or `(B, D, …)`.
 
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 from weakref import WeakSet
 
 import torch
@@ -151,6 +151,13 @@ class SiteHook:
         """Whether it has anything to do."""
         return bool(self.grafts or self.taps or self.sampling)
 
+    def found_on(self, layer: nn.Module, key: int) -> Self:
+        """Take hold of the place that a copied hook already has on `layer`."""
+        if self._handle is None:
+            self._handle = RemovableHandle(layer.__dict__["_forward_hooks"])
+            self._handle.id = key
+        return self
+
     def settle(self, layer: nn.Module) -> None:
         """Be on `layer` exactly while needed: what is dormant costs nothing at all."""
         if self.is_needed and self._handle is None:
@@ -169,6 +176,15 @@ def claim(layer: nn.Module) -> None:
             handle = RemovableHandle(hooks)
             handle.id = key
             handle.remove()
+
+
+def hook_on(layer: nn.Module) -> SiteHook:
+    """Return the hook that a copied layer carries, or a new one that is not in place yet."""
+    hooks = cast("dict[int, object]", layer.__dict__["_forward_hooks"])
+    for key, hook in hooks.items():
+        if isinstance(hook, SiteHook):
+            return hook.found_on(layer, key)
+    return SiteHook(layer)
 
 
 def release(layer: nn.Module) -> None:

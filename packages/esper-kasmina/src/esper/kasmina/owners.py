@@ -109,26 +109,6 @@ def like_indices(groups: Sequence[Sequence[str]]) -> list[int | None]:
     return likes
 
 
-def check_join(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
-) -> None:
-    """Pass silently if `optimizer` can train `parameters`.
-
-    Raises:
-        HostError: naming the first one that it cannot.
-
-    """
-    # By name, since older versions of torch have none and others bring their own.
-    if type(optimizer).__name__ != "Muon":
-        return
-    for name, parameter in parameters:
-        if parameter.dim() != 2:
-            raise HostError(
-                f"Muon trains matrices only and cannot take {name}, which has {parameter.dim()} "
-                "dimensions; choose a blueprint without biases, or attach() an optimizer that takes it"
-            )
-
-
 def join(
     optimizer: torch.optim.Optimizer,
     scheduler: object | None,
@@ -138,10 +118,15 @@ def join(
     """Add named `parameters` as one new group with the settings of group number `like`.
 
     Returns the group, or None if there is nothing to add.
+
+    Raises:
+        HostError: if the optimizer cannot train them; then nothing was changed.
+
     """
     named = list(parameters)
     if not named:
         return None
+    _check_join(optimizer, named)
     groups = groups_of(optimizer)
     settings = copy_settings(groups[like])
     # An optimizer made from named parameters keeps their names and takes only named ones.
@@ -155,6 +140,20 @@ def join(
             if len(values) == num_groups:
                 values.append(values[like])
     return groups_of(optimizer)[-1]
+
+
+def _check_join(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[tuple[str, nn.Parameter]]
+) -> None:
+    # By name, since older versions of torch have none and others bring their own.
+    if type(optimizer).__name__ != "Muon":
+        return
+    for name, parameter in parameters:
+        if parameter.dim() != 2:
+            raise HostError(
+                f"Muon trains matrices only and cannot take {name}, which has {parameter.dim()} "
+                "dimensions; choose a blueprint without biases, or attach() an optimizer that takes it"
+            )
 
 
 def _layer_prefix(name: str) -> str:

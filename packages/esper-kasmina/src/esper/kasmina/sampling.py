@@ -5,6 +5,7 @@ even an empty one costs about 3 % of a small layer's training step.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,6 +64,17 @@ class Sampling:
             hook.settle(layer)
         if self._eagerly:
             torch.compiler.set_stance("default")  # pyright: ignore[reportUnknownMemberType]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which steps will be looked at."""
+        return {"countdown": self._countdown, "is_armed": self._armed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.stop()
+        self._countdown = state["countdown"]
+        if state["is_armed"]:
+            self._arm()
 
     def _arm(self) -> None:
         self._armed = True

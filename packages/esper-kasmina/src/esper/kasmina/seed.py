@@ -138,7 +138,7 @@ class Seed:
     def look(self, h: Tensor, inputs: Tensor | None) -> None:
         """Sample the site's features and the gradient that will come; changes nothing."""
         if self.sampler is None:
-            self.sampler = HealthSampler(self.site.signature.kind, self.layer)
+            self.sampler = self.make_sampler()
         sampler, span = self.sampler, self.span
         sampler.observe(span.of(h.detach()), None if inputs is None else inputs.detach())
         if h.requires_grad:
@@ -147,6 +147,10 @@ class Seed:
                 sampler.observe_gradient(span.of(g.detach()))
 
             h.register_hook(complete)  # pyright: ignore[reportUnknownMemberType]
+
+    def make_sampler(self) -> HealthSampler:
+        """Return an empty sampler for its site."""
+        return HealthSampler(self.site.signature.kind, self.layer)
 
     def after_step(self) -> None:
         """Advance by one step of the host's optimizer."""
@@ -204,18 +208,25 @@ class Seed:
 
     def hang(self, block: Block) -> None:
         """Make `block` part of the host's layer, at alpha 0."""
-        assert self.hook is not None
-        self.block = block
         block.zero_grad(set_to_none=True)
-        self.graft = Graft(block, self.span, self.device)
-        grafts.insert(self.layer, self.hook, self.child, self.graft)
+        self.put_up(Graft(block, self.span, self.device))
 
-    def drop(self) -> None:
-        """Take the block out of the host, if it is in, and forget it."""
+    def put_up(self, graft: Graft) -> None:
+        """Make `graft` and the block in it part of the host's layer, as they are."""
+        assert self.hook is not None
+        self.block, self.graft = graft.block, graft
+        grafts.insert(self.layer, self.hook, self.child, graft)
+
+    def take_down(self) -> None:
+        """Take the block out of the host, if it is in; the seed still holds it."""
         if self.graft is not None:
             assert self.hook is not None
             grafts.remove(self.layer, self.hook, self.child, self.graft)
         self.graft = None
+
+    def drop(self) -> None:
+        """Take the block out of the host, if it is in, and forget it."""
+        self.take_down()
         self.block = None
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ host and for each of its copies.
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -109,6 +109,13 @@ class Snapshot:
         """Tell whether `optimizer` is the very one whose state this is, as far as is known."""
         return self._identity is None or self._identity.world.optimizer is optimizer
 
+    def is_from(self, world: World) -> bool:
+        """Tell whether this was taken of the very host and optimizer of `world`."""
+        if self._identity is None:
+            return False
+        then = self._identity.world
+        return then.model is world.model and then.optimizer is world.optimizer
+
     def check(self, world: World) -> None:
         """Pass silently if this can be restored into `world`; changes nothing.
 
@@ -159,10 +166,6 @@ class Snapshot:
             )
             trainerstate.apply_scaler(world.scaler, world.optimizer, state["scaler"])
         RandomState(**state["random"]).restore()
-
-    def forgetting(self) -> "Snapshot":
-        """Return the same state without knowledge of objects, as if it had been read from a file."""
-        return replace(self, _identity=None)
 
     @property
     def _likes(self) -> list[int | None]:

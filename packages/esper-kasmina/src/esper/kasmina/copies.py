@@ -1,0 +1,128 @@
+"""Copies of a growing host, such as moving averages and teachers, that grow and shrink with it.
+
+Averages pair parameters by position (`torch.optim.swa_utils.AveragedModel`, or a loop over two
+`parameters()`), so a block that only the host has would shift every later pair without a word. The
+bed calls `align` after each change of structure and `sync_alpha` after each step.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from esper.contracts import HostError
+from esper.kasmina import graft as grafts
+from esper.kasmina.graft import Graft, hook_on, is_graft_name, is_watched
+
+INSIDE = ("module", "_orig_mod")
+"""Under these names `AveragedModel`, parallel wrappers and `torch.compile` hold the model itself."""
+
+
+class Copies:
+    """The copies of one host, and which of their blocks follows which of the host's."""
+
+    def __init__(self, host: nn.Module, copies: Sequence[nn.Module]) -> None:
+        """Find the host's layers in every copy; changes nothing.
+
+        Raises:
+            HostError: if a copy has not the host's parameters, or a bed of its own.
+
+        """
+        self._host = host
+        self._roots = [_root(host, module, index) for index, module in enumerate(copies)]
+        self._pairs: list[tuple[Graft, Graft]] = []
+
+    def align(self) -> None:
+        """Give every copy the blocks that the host has, in the same order, and no others.
+
+        A new block starts as it is in the host at that moment and is averaged from there on.
+        """
+        self._pairs = []
+        if not self._roots:
+            return
+        layers = {name: _grafts_of(layer) for name, layer in _layers(self._host)}
+        for root in self._roots:
+            trains = _is_trained(root)
+            for name, layer in _layers(root):
+                self._align_layer(layer, layers.get(name, {}), trains=trains)
+        self.sync_alpha()
+
+    @torch.no_grad()
+    def sync_alpha(self) -> None:
+        """Blend every block of a copy in as much as that of the host: a ramp is no average."""
+        for theirs, ours in self._pairs:
+            ours.alpha.copy_(theirs.alpha)
+
+    def _align_layer(self, layer: nn.Module, wanted: dict[str, Graft], *, trains: bool) -> None:
+        found = _grafts_of(layer)
+        if not (wanted or found):
+            return
+        ours = {
+            name: found[name] if _is_like(found.get(name), theirs) else _copy(theirs, layer, trains)
+            for name, theirs in wanted.items()
+        }
+        if list(found.items()) != list(ours.items()):
+            hook = hook_on(layer)
+            for name, graft in found.items():
+                grafts.remove(layer, hook, name, graft)
+            for name, graft in ours.items():
+                grafts.insert(layer, hook, name, graft)
+        self._pairs += [(theirs, ours[name]) for name, theirs in wanted.items()]
+
+
+def _root(host: nn.Module, module: nn.Module, index: int) -> nn.Module:
+    """Return the module inside `module` that has the host's parameters under the host's names."""
+    expected = {name: p.shape for name, p in host.named_parameters() if not is_graft_name(name)}
+    root: nn.Module | None = module
+    while root is not None:
+        found = {name: p.shape for name, p in root.named_parameters() if not is_graft_name(name)}
+        if found == expected:
+            break
+        inner = (getattr(root, name, None) for name in INSIDE)
+        root = next((part for part in inner if isinstance(part, nn.Module)), None)
+    if root is None:
+        raise HostError(
+            f"copy {index} of the host, a {type(module).__name__}, has not the host's parameters; make "
+            "it with copy.deepcopy(model) or torch.optim.swa_utils.AveragedModel(model)"
+        )
+    if any(is_watched(part) for part in cast("Iterable[nn.Module]", root.modules())):
+        raise HostError(
+            f"copy {index} of the host, a {type(module).__name__}, has a bed of its own; unwrap() it first"
+        )
+    return root
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    named = cast("list[tuple[str, nn.Module]]", list(module.named_modules()))
+    return [(name, layer) for name, layer in named if not is_graft_name(name)]
+
+
+def _grafts_of(layer: nn.Module) -> dict[str, Graft]:
+    return {name: child for name, child in layer.named_children() if isinstance(child, Graft)}
+
+
+def _is_like(ours: Graft | None, theirs: Graft) -> bool:
+    return (
+        ours is not None
+        and ours.block.ir == theirs.block.ir
+        and ours.block.signature == theirs.block.signature
+    )
+
+
+def _copy(theirs: Graft, layer: nn.Module, trains: bool) -> Graft:
+    """Return a copy of a block, of the type and on the device of the copied `layer`."""
+    ours = copy.deepcopy(theirs)
+    ours.zero_grad(set_to_none=True)
+    ours.requires_grad_(trains)
+    ours.enabled = True
+    like = next(layer.parameters(), None)
+    if like is not None:
+        ours.to(like.device)
+        ours.block.to(like.dtype)
+    return ours
