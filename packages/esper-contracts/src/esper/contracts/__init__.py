@@ -13,6 +13,9 @@ from esper.contracts.base import (
     sha256_hex,
     utc_now,
 )
+from esper.contracts.blueprint_files import (
+    read_blueprint,
+)
 from esper.contracts.blueprints import (
     INPUT,
     Blueprint,
@@ -225,6 +228,7 @@ __all__ = [
     "load_settings",
     "load_yaml",
     "new_id",
+    "read_blueprint",
     "read_chain",
     "remove_operator",
     "run_worker",

@@ -2,6 +2,8 @@
 
 from esper.kasmina.adapters import FIRST_OF_TUPLE, Adapter, register_adapter
 from esper.kasmina.bed import Bed, wrap
+from esper.kasmina.cache import CacheStatus
+from esper.kasmina.costs import Cost, cost_of
 from esper.kasmina.endorsements import key_id_of, verify_endorsement
 from esper.kasmina.kernels import (
     Block,
@@ -10,7 +12,7 @@ from esper.kasmina.kernels import (
     initialise_block,
     probe_shape,
 )
-from esper.kasmina.library import builtin_blueprints
+from esper.kasmina.library import builtin_blueprints, load_blueprint
 from esper.kasmina.loading import load
 from esper.kasmina.operators import LayerContext, register_operator, unregister_operator
 from esper.kasmina.packing import UnpackedKernel, pack_kernel, unpack_kernel
@@ -24,6 +26,8 @@ __all__ = [
     "Adapter",
     "Bed",
     "Block",
+    "CacheStatus",
+    "Cost",
     "Example",
     "LayerContext",
     "Plan",
@@ -32,10 +36,12 @@ __all__ = [
     "UnpackedKernel",
     "build_block",
     "builtin_blueprints",
+    "cost_of",
     "count_parameters",
     "initialise_block",
     "key_id_of",
     "load",
+    "load_blueprint",
     "pack_kernel",
     "plan",
     "probe_shape",

@@ -5,6 +5,9 @@ verified every time that a block is made from them. A block that comes from the 
 when it was put there and has been out of reach since, so it is not verified again.
 """
 
+from functools import lru_cache
+from typing import cast
+
 import torch
 
 from esper.contracts import (
@@ -142,9 +145,14 @@ def _check_record(kernel: CompiledKernelArtifact, unpacked: UnpackedKernel, num_
             )
 
 
+@lru_cache(maxsize=64)
+def _parse(device: torch.device | str) -> tuple[torch.device, bool]:
+    """Return `device`, and whether it leaves open which of several it is."""
+    place = torch.device(device)
+    return place, place.type == "cuda" and cast("int | None", place.index) is None
+
+
 def _place(device: torch.device | str) -> torch.device:
     """Return `device` with its index, so that `cuda` and `cuda:0` are one."""
-    place = torch.device(device)
-    if place.type == "cuda" and place.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return place
+    place, is_open = _parse(device)
+    return torch.device("cuda", torch.cuda.current_device()) if is_open else place

@@ -4,7 +4,6 @@
 seed and will learn; the next seed needs one with fresh weights, which `spent` asks for.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -45,9 +44,10 @@ class KernelCache:
         if max_bytes < 0:
             raise ValueError(f"max_bytes={max_bytes}; expected 0 (keep nothing) or more")
         self._max_bytes = max_bytes
-        # Least recently used first. A spent key has no block; it remembers what to make again.
-        self._blocks: OrderedDict[CacheKey, tuple[Block, int]] = OrderedDict()
-        self._spent: OrderedDict[CacheKey, None] = OrderedDict()
+        # Both in order of use, the least recent first; a block with its size. A spent key has no
+        # block: it remembers what to make again.
+        self._blocks: dict[CacheKey, tuple[Block, int]] = {}
+        self._spent: dict[CacheKey, None] = {}
         self._num_bytes = 0
         self._hits = self._misses = self._evictions = 0
 
@@ -86,8 +86,8 @@ class KernelCache:
 
     def take(self, key: CacheKey) -> Block | None:
         """Hand out a block for good; None if there is none ready."""
+        self._spent.pop(key, None)
         self._spent[key] = None
-        self._spent.move_to_end(key)
         block = self._forget(key)
         if block is None:
             self._misses += 1

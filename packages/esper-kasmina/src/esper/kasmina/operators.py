@@ -7,7 +7,7 @@ Shapes: `B` batch, `T` tokens, `D` features, `W` the width of a node's input (fe
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, override
 
@@ -163,6 +163,16 @@ def initialise_layer(layer: nn.Module, generator: torch.Generator, context: Laye
     (custom[1] if custom is not None else _initialise_known_layers)(layer, generator, context)
 
 
+class ChannelNorm(nn.GroupNorm):
+    """A group norm that takes a single value too: one row of one channel at one position."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` `(B, D, …)` normalised over each row."""
+        # nn.functional.group_norm raises for a single value, which it would only make zero.
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class GlobalMean(nn.Module):
     """Averages over positions and keeps their axes: `(B, D, H, W) → (B, D, 1, 1)`, for example."""
 
@@ -205,7 +215,7 @@ class SelfAttention(nn.Module):
 class TokenConv(nn.Module):
     """A depthwise convolution over tokens: each feature mixes its own values near a token.
 
-    `causal` shifts its reach to the left, so that a token sees itself and earlier ones.
+    `causal` pads on the left only, so that a token sees itself and earlier ones.
     """
 
     def __init__(self, context: LayerContext, *, causal: bool) -> None:
@@ -213,12 +223,12 @@ class TokenConv(nn.Module):
         kernel_size = cast("int", context.options["kernel_size"])
         dilation = cast("int", context.options["dilation"])
         reach = dilation * (kernel_size - 1)
-        self._causal = causal
+        self._past = reach if causal else 0
         self.conv = nn.Conv1d(
             context.width,
             context.width,
             kernel_size,
-            padding=reach if causal else reach // 2,
+            padding=0 if causal else reach // 2,
             dilation=dilation,
             groups=context.width,
             bias=bool(context.options["bias"]),
@@ -228,10 +238,10 @@ class TokenConv(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of `x` `(B, T, W)` into `(B, T, W)`."""
-        mixed = self.conv(x.transpose(1, 2))  # (B, W, T), or (B, W, T + reach) when causal
-        if self._causal:
-            mixed = mixed[..., : x.shape[1]]  # the rest looks back from beyond the last token
-        return mixed.transpose(1, 2)
+        rows = x.transpose(1, 2)  # (B, W, T)
+        if self._past:
+            rows = nn.functional.pad(rows, (self._past, 0))
+        return self.conv(rows).transpose(1, 2)
 
 
 def _make_builtin(context: LayerContext) -> nn.Module:
@@ -240,7 +250,7 @@ def _make_builtin(context: LayerContext) -> nn.Module:
         case "layer_norm":
             return nn.LayerNorm(width, dtype=context.dtype)
         case "channel_norm":
-            return nn.GroupNorm(1, width, dtype=context.dtype)
+            return ChannelNorm(1, width, dtype=context.dtype)
         case "global_mean":
             return GlobalMean(context.kind)
         case "self_attention" | "causal_attention":
@@ -277,7 +287,7 @@ def _initialise_known_layers(
     layer: nn.Module, generator: torch.Generator, context: LayerContext
 ) -> None:
     """Set norms to 1 and 0, draw linear layers and convolutions, or zero the last where asked."""
-    parts = list(layer.named_modules())
+    parts = list(cast("Iterable[tuple[str, nn.Module]]", layer.named_modules()))
     weighted = [part for _, part in parts if isinstance(part, _Weighted)]
     for name, part in parts:
         if isinstance(part, _Norm):
