@@ -4,136 +4,19 @@
 # pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from kasmina_factory import batch_for, cnn, mlp
+from kasmina_worlds import OPTIMIZERS, SCHEDULERS, bits, live, seen
 from torch import nn, optim
-from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
 from esper.contracts import HostError
 from esper.kasmina.statetree import pack, unpack
 from esper.kasmina.undo import Snapshot, World
-
-OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
-    "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
-    "adam": lambda p: optim.Adam(p, lr=1e-2, amsgrad=True),
-    "adamw_foreach": lambda p: optim.AdamW(p, lr=1e-2, foreach=True),
-    "adamw_fused": lambda p: optim.AdamW(p, lr=1e-2, fused=True),
-    "adam_tensor_lr": lambda p: optim.Adam(p, lr=torch.tensor(1e-2), foreach=False),
-    "adamax": lambda p: optim.Adamax(p, lr=1e-2),
-    "nadam": lambda p: optim.NAdam(p, lr=1e-2),
-    "radam": lambda p: optim.RAdam(p, lr=1e-2),
-    "rmsprop": lambda p: optim.RMSprop(p, lr=1e-2, momentum=0.5, centered=True),
-    "adagrad": lambda p: optim.Adagrad(p, lr=1e-2),
-    "adadelta": lambda p: optim.Adadelta(p, lr=0.5),
-    "adafactor": lambda p: optim.Adafactor(p, lr=1e-2),
-    "asgd": lambda p: optim.ASGD(p, lr=1e-2),
-    "rprop": lambda p: optim.Rprop(p, lr=1e-2),
-}
-
-
-class Growing:
-    """A function object with a memory, as `LambdaLR` takes it."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, epoch: int) -> float:
-        self.calls += 1
-        return 1 / (1 + epoch + 0.01 * self.calls)
-
-
-SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
-    "step": lambda o: schedules.StepLR(o, 2, 0.5),
-    "multi_step": lambda o: schedules.MultiStepLR(o, [2, 2, 5]),
-    "cosine": lambda o: schedules.CosineAnnealingLR(o, 50),
-    "restarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 3),
-    "lambda": lambda o: schedules.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
-    "lambda_object": lambda o: schedules.LambdaLR(o, [Growing() for _ in o.param_groups]),
-    "multiplicative": lambda o: schedules.MultiplicativeLR(o, lambda _: 0.9),
-    "one_cycle": lambda o: schedules.OneCycleLR(o, max_lr=0.1, total_steps=200),
-    "cyclic": lambda o: schedules.CyclicLR(o, 1e-4, 1e-2, cycle_momentum=False),
-    "sequential": lambda o: schedules.SequentialLR(
-        o, [schedules.LinearLR(o, 0.1, 1.0, 4), schedules.ExponentialLR(o, 0.9)], milestones=[4]
-    ),
-    "chained": lambda o: schedules.ChainedScheduler(
-        [schedules.ConstantLR(o, 0.5, 3), schedules.LambdaLR(o, [Growing()] * len(o.param_groups))]
-    ),
-    "plateau": lambda o: schedules.ReduceLROnPlateau(o, patience=1),
-    "swa": lambda o: optim.swa_utils.SWALR(o, swa_lr=0.03, anneal_epochs=4),
-}
-
-
-def bits(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
-        return (str(value.dtype), tuple(value.shape), bytes(flat.numpy()))
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, dict):
-        return {key: bits(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [bits(part) for part in value]
-    return value
-
-
-def seen(world: World) -> Any:
-    """Return everything that an onlooker can see of a world, without asking the code under test."""
-    optimizer: Any = world.optimizer
-    modules = (world.model, *world.copies)
-    return bits(
-        {
-            "state": [module.state_dict() for module in modules],
-            "buffers": [dict(module.named_buffers()) for module in modules],
-            "objects": [[id(p) for p in module.parameters()] for module in modules],
-            "gradients": [p.grad for module in modules for p in module.parameters()],
-            "trained": [p.requires_grad for module in modules for p in module.parameters()],
-            "training": [part.training for module in modules for part in module.modules()],
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
-            "groups": [id(g) for g in optimizer.param_groups] if optimizer else None,
-            "members": [[id(p) for p in g["params"]] for g in optimizer.param_groups]
-            if optimizer
-            else None,
-            "scheduler": world.scheduler and world.scheduler.state_dict(),
-            "scaler": world.scaler and dict(world.scaler.state_dict()),
-            "torch": torch.get_rng_state(),
-            "python": random.getstate(),
-            "numpy": np.random.get_state(legacy=False),
-        }
-    )
-
-
-def live(world: World, steps: int, first: int = 0) -> list[float]:
-    """Train with everything that a world may have."""
-    model, optimizer, scaler = world.model, world.optimizer, world.scaler
-    assert optimizer is not None
-    losses: list[float] = []
-    for step in range(first, first + steps):
-        x, y = batch_for(model, step)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        if scaler is None:
-            loss.backward()
-            optimizer.step()
-        else:
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        for copy in world.copies:
-            copy.update_parameters(model)  # pyright: ignore[reportCallIssue]
-        if isinstance(world.scheduler, schedules.ReduceLROnPlateau):
-            world.scheduler.step(1.0)
-        elif world.scheduler is not None:
-            world.scheduler.step()
-        random.random()
-        np.random.random()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def check_way_back(world: World, steps: int = 4) -> None:

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from esper.contracts import HostError
 from esper.kasmina.owners import check_optimizer, check_scheduler
+from esper.kasmina.undo import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,16 @@ class Attachment:
             scheduler=scheduler,
             scaler=scaler,
             copies=tuple(checked),
+        )
+
+    def world(self, model: nn.Module) -> World:
+        """Return everything that training changes, for a snapshot."""
+        return World(
+            model=model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            scaler=self.scaler,
+            copies=self.copies,
         )
 
     def follow(self, after_step: Callable[..., None]) -> None:

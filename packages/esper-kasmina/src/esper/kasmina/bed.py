@@ -143,12 +143,8 @@ class Bed:
         attachment = Attachment.check(
             self._model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, copies=copies
         )
-        if self._snapshot is not None and not self._snapshot.is_of(attachment.optimizer):
-            waiting = next(s for s in self._seeds.values() if s.state in BEFORE_VERDICT)
-            raise HostError(
-                f"seed {waiting.seed_id} is in {waiting.state} and could not be undone under another "
-                "optimizer; fossilize or cull it first"
-            )
+        if self._snapshot is not None:
+            self._check_undo(self._snapshot, attachment)
         followers = Copies(self._model, attachment.copies)
         self.detach()
         self._attachment, self._copies = attachment, followers
@@ -379,14 +375,20 @@ class Bed:
         self._snapshot = snapshot
         self._copies.align()
 
+    def _check_undo(self, snapshot: Snapshot, attachment: Attachment) -> None:
+        """Pass silently if the seed before its verdict could be undone under `attachment`."""
+        waiting = next(seed for seed in self._seeds.values() if seed.state in BEFORE_VERDICT)
+        name = f"seed {waiting.seed_id} is in {waiting.state} and could not be undone"
+        if not snapshot.is_of(attachment.optimizer):
+            raise HostError(f"{name} under another optimizer; fossilize or cull it first")
+        try:
+            snapshot.check(attachment.world(self._model))
+        except HostError as error:
+            raise HostError(f"{name} so; fossilize or cull it first: {error}") from error
+
     def _world(self) -> World:
-        return World(
-            model=self._model,
-            optimizer=None if self._attachment is None else self._attachment.optimizer,
-            scheduler=None if self._attachment is None else self._attachment.scheduler,
-            scaler=None if self._attachment is None else self._attachment.scaler,
-            copies=() if self._attachment is None else self._attachment.copies,
-        )
+        attachment = self._attachment
+        return World(model=self._model) if attachment is None else attachment.world(self._model)
 
     def _join(self, seed: Seed) -> None:
         """Add the seed's block to the attached optimizer."""

@@ -6,8 +6,9 @@ bed calls `align` after each change of structure and `sync_alpha` after each ste
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ class Copies:
         self._host = host
         self._roots = [_root(host, module, index) for index, module in enumerate(copies)]
         self._pairs: list[tuple[Graft, Graft]] = []
+        # A block that comes back to the host, as in a rollback, comes back to the copies as it was.
+        self._known: list[WeakKeyDictionary[Graft, Graft]] = [WeakKeyDictionary() for _ in copies]
 
     def align(self) -> None:
         """Give every copy the blocks that the host has, in the same order, and no others.
@@ -43,10 +46,12 @@ class Copies:
         if not self._roots:
             return
         layers = {name: _grafts_of(layer) for name, layer in _layers(self._host)}
-        for root in self._roots:
+        for root, known in zip(self._roots, self._known, strict=True):
             trains = _is_trained(root)
             for name, layer in _layers(root):
-                self._align_layer(layer, layers.get(name, {}), trains=trains)
+                ours = _align(layer, layers.get(name, {}), known, trains=trains)
+                known.update(ours)
+                self._pairs += ours.items()
         self.sync_alpha()
 
     @torch.no_grad()
@@ -55,21 +60,25 @@ class Copies:
         for theirs, ours in self._pairs:
             ours.alpha.copy_(theirs.alpha)
 
-    def _align_layer(self, layer: nn.Module, wanted: dict[str, Graft], *, trains: bool) -> None:
-        found = _grafts_of(layer)
-        if not (wanted or found):
-            return
-        ours = {
-            name: found[name] if _is_like(found.get(name), theirs) else _copy(theirs, layer, trains)
-            for name, theirs in wanted.items()
-        }
-        if list(found.items()) != list(ours.items()):
-            hook = hook_on(layer)
-            for name, graft in found.items():
-                grafts.remove(layer, hook, name, graft)
-            for name, graft in ours.items():
-                grafts.insert(layer, hook, name, graft)
-        self._pairs += [(theirs, ours[name]) for name, theirs in wanted.items()]
+
+def _align(
+    layer: nn.Module, wanted: Mapping[str, Graft], known: Mapping[Graft, Graft], *, trains: bool
+) -> dict[Graft, Graft]:
+    """Give one copied layer the `wanted` blocks; return which of its own follows which."""
+    found = _grafts_of(layer)
+    ours: dict[str, Graft] = {}
+    for name, theirs in wanted.items():
+        own = known.get(theirs)
+        if own is None:
+            own = found[name] if _is_like(found.get(name), theirs) else None
+        ours[name] = _copy(theirs, layer, trains) if own is None else own
+    if list(found.items()) != list(ours.items()):
+        hook = hook_on(layer)
+        for name, graft in found.items():
+            grafts.remove(layer, hook, name, graft)
+        for name, graft in ours.items():
+            grafts.insert(layer, hook, name, graft)
+    return {theirs: ours[name] for name, theirs in wanted.items()}
 
 
 def _root(host: nn.Module, module: nn.Module, index: int) -> nn.Module:
@@ -99,7 +108,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    named = cast("list[tuple[str, nn.Module]]", list(module.named_modules()))
+    named = cast("Iterable[tuple[str, nn.Module]]", module.named_modules())
     return [(name, layer) for name, layer in named if not is_graft_name(name)]
 
 

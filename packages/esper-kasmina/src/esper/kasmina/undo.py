@@ -132,6 +132,11 @@ class Snapshot:
             )
         for index, (module, saved) in enumerate(zip(world.copies, state["copies"], strict=True)):
             modulestate.check(module, saved, what=f"copy {index} of the host")
+        if (world.scaler is None) != (state["scaler"] is None):
+            expected = "none" if state["scaler"] is None else "one"
+            raise HostError(
+                f"the state is that of a run with {expected} gradient scaler; attach() so"
+            )
         if world.optimizer is None or state["optimizer"] is None:
             return
         if self._identity is None:
