@@ -64,6 +64,71 @@ def test_what_is_wrong_is_caught(wrong: Wrong, failing: str, detail: str) -> Non
     assert re.search(detail, result.detail), result.detail
 
 
+def attend(tokens: Tensor, dropout: float = 0.0) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=dropout)
+
+
+@pytest.mark.parametrize(("dropout", "draws"), [(0.0, 0), (0.5, 1)])
+def test_attention_draws_only_with_dropout(dropout: float, draws: int) -> None:
+    """torch marks attention as drawing whether it does or not."""
+    block = Lambda(lambda out, x: out + 0 * attend(x.reshape(4, 8, 8), dropout).flatten(0, 1))
+    before = torch.get_rng_state()
+    cost = forward_cost(block, torch.ones(32, 8))
+    assert torch.equal(torch.get_rng_state(), before) == (draws == 0)
+    assert (cost.num_random_draws > 0) == (draws > 0)
+
+
+def in_sequences(wrong: Wrong) -> Wrong:
+    """Apply `wrong` to inputs of three dimensions only."""
+    return lambda out, x: wrong(out, x) if x.dim() == 3 else out
+
+
+@pytest.mark.parametrize("later_sees_earlier", [True, False])
+def test_a_block_for_features_treats_tokens_alone(later_sees_earlier: bool) -> None:
+    shift = 1 if later_sees_earlier else -1
+    wrong = in_sequences(lambda out, x: out + x.roll(shift, dims=1))
+    result = CHECKS["rows_independent"](make_specimen(Lambda(wrong), SIGNATURE))
+    assert not result.passed
+
+
+def test_a_block_that_needs_several_positions_is_caught() -> None:
+    wrong: Wrong = in_sequences(lambda out, x: out[:, :-1])
+    result = CHECKS["keeps_shape"](make_specimen(Lambda(wrong), SIGNATURE))
+    assert result.detail == "(4, 8, 8) torch.float32 became (4, 7, 8) torch.float32"
+    assert not result.passed
+
+
+TOKENS = SIGNATURE.model_copy(update={"kind": SiteKind.CAUSAL_SEQUENCE})
+
+
+MIXING: list[tuple[Wrong, bool]] = [
+    (lambda out, x: out + x.cumsum(1), True),
+    (lambda out, x: out + x.mean(1, keepdim=True), False),
+    (lambda out, x: out + x.roll(-1, dims=1), False),
+    (lambda out, x: out + x[:, -1:] * 1e-3, False),
+]
+"""Ways to mix tokens, and whether they only look back."""
+
+
+@pytest.mark.parametrize(("wrong", "passes"), MIXING)
+def test_a_block_that_looks_ahead_is_caught_where_it_must_not(wrong: Wrong, passes: bool) -> None:
+    block = Lambda(wrong)
+    assert CHECKS["causal"](make_specimen(block, TOKENS)).passed is passes
+    both_ways = TOKENS.model_copy(update={"kind": SiteKind.SEQUENCE})
+    result = CHECKS["causal"](make_specimen(block, both_ways))
+    assert (result.passed, result.detail) == (True, "not asked of a block for sequence")
+
+
+@pytest.mark.parametrize("kind", SiteKind)
+def test_inputs_of_every_kind_are_about_as_many_positions(kind: SiteKind) -> None:
+    signature = SIGNATURE.model_copy(update={"kind": kind})
+    block = nn.Identity()
+    x = make_specimen(block, signature).x
+    assert x.dim() == kind.num_dims
+    assert x.shape[1 if kind.is_channels else -1] == 8
+    assert x.numel() // 8 in range(32, 513)
+
+
 def test_a_block_that_shrinks_its_input_is_caught() -> None:
     result = CHECKS["keeps_shape"](make_specimen(Lambda(lambda out, x: out[:, :4]), SIGNATURE))
     assert result.detail == "(32, 8) torch.float32 became (32, 4) torch.float32"

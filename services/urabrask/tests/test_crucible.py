@@ -30,7 +30,7 @@ def failed(report: ValidationReport) -> list[str]:
     return [check.name for check in report.checks if not check.passed]
 
 
-@pytest.mark.parametrize("features", [8, 16, 32])
+@pytest.mark.parametrize("features", [3, 8, 32])
 @pytest.mark.parametrize("ir", builtin_blueprints(), ids=lambda ir: ir.name)
 def test_every_built_in_design_passes(forge: Forge, ir: BlueprintIR, features: int) -> None:
     report = judged(forge(ir, features))
@@ -40,10 +40,12 @@ def test_every_built_in_design_passes(forge: Forge, ir: BlueprintIR, features: i
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_other_types_pass_too(forge: Forge, dtype: str) -> None:
-    report = judged(forge(dtype=dtype))
-    assert failed(report) == []
-    assert report.tags == ("features", dtype, "heavy")
+@pytest.mark.parametrize("ir", builtin_blueprints(), ids=lambda ir: ir.name)
+def test_other_types_pass_too(forge: Forge, ir: BlueprintIR, dtype: str) -> None:
+    report = judged(forge(ir, 8, dtype=dtype))
+    # The product of two large halves is more than float16 can hold.
+    assert failed(report) == ["finite"] * ((ir.name, dtype) == ("gated_mlp", "float16"))
+    assert report.tags[:2] == (ir.kind, dtype)
 
 
 def test_a_report_holds_the_measurements(forge: Forge) -> None:
@@ -83,8 +85,8 @@ def test_a_bad_kernel_is_rejected_for_what_is_bad(
 
 def test_a_design_that_a_width_makes_useless_is_rejected_at_that_width(forge: Forge) -> None:
     """A layer norm of one feature is always zero, so nothing is left to learn from."""
-    ir = next(ir for ir in builtin_blueprints() if ir.name == "normalised_mlp")
-    assert "learns" in failed(judged(forge(ir, 1)))
+    useless = {ir.name for ir in builtin_blueprints() if "learns" in failed(judged(forge(ir, 1)))}
+    assert useless == {"causal_attention", "normalised_mlp", "self_attention"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"\x00" * 100])

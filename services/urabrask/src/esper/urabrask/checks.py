@@ -4,7 +4,7 @@ The crucible applies every function in `CHECKS` to a `Specimen`. All inputs come
 their own with a fixed seed, so a verdict is the same each time; no global setting or shared random
 stream is touched, because a training run may be going on in the same process.
 
-Shapes: `B` batch (rows), `D` features or channels, `H`, `W` height and width.
+Shapes: `B` batch (rows), `D` features or channels, `T` tokens; the others are positions.
 """
 
 import copy
@@ -21,9 +21,11 @@ from esper.urabrask.meters import ForwardCost, forward_cost
 
 PROBE_SEED = 20240229
 NUM_ROWS = 32
-NUM_IMAGES = 8
-EXTENT = 8
-"""Height and width of the images that convolutional kernels are probed with."""
+"""Of features; of samples with positions there are fewer."""
+NUM_SAMPLES = 8
+"""Up to 128 features; wider blocks get fewer, at least two, or judging one would take minutes."""
+EXTENTS = {1: 16, 2: 8, 3: 4}
+"""Tokens, or extent of every axis, by the number of axes: about as many positions for each kind."""
 
 IDENTITY_LIMIT = 1e-6
 """Law 3 of the design: at birth a block changes the host's features by no more than this."""
@@ -49,7 +51,7 @@ class Specimen:
     """A copy with slightly perturbed weights, so that it does not compute zero."""
     signature: KernelSignature
     x: Tensor
-    """Ordinary inputs: standard normal, `(B, D)` or `(B, D, H, W)`."""
+    """Ordinary inputs: standard normal, `(B, D)`, `(B, T, D)` or `(B, D, …)`."""
     cost: ForwardCost
     """Of one forward pass of `block` on `x`."""
 
@@ -57,8 +59,11 @@ class Specimen:
 def make_specimen(block: nn.Module, signature: KernelSignature) -> Specimen:
     """Prepare `block` for the checks; the block itself is never changed."""
     generator = torch.Generator().manual_seed(PROBE_SEED)
-    num_rows = NUM_IMAGES if signature.kind is SiteKind.CHANNELS_2D else NUM_ROWS
-    shape = probe_shape(signature, batch=num_rows, extent=EXTENT)
+    if extent := EXTENTS.get(signature.kind.num_dims - 2):
+        num_samples = min(NUM_SAMPLES, max(2, 128 * NUM_SAMPLES // signature.features))
+        shape = probe_shape(signature, batch=num_samples, extent=extent)
+    else:
+        shape = probe_shape(signature, batch=NUM_ROWS)
     x = torch.randn(shape, generator=generator).to(signature.device, DTYPES[signature.dtype])
     woken = copy.deepcopy(block)
     with torch.no_grad():
@@ -75,11 +80,17 @@ def within(name: str, value: float, limit: float, detail: str) -> CheckResult:
 
 
 def check_shape(specimen: Specimen) -> CheckResult:
-    """Compare shape and type: a graft adds the output to the features, so they must be alike."""
-    out, x = _run(specimen.block, specimen.x), specimen.x
-    alike = out.shape == x.shape and out.dtype == x.dtype
-    detail = f"{tuple(x.shape)} {x.dtype} became {tuple(out.shape)} {out.dtype}"
-    return within("keeps_shape", float(not alike), 0, detail)
+    """Compare shape and type: a graft adds the output to the features, so they must be alike.
+
+    Other inputs than the ordinary ones are a single row at a single position and, for features, rows
+    of tokens.
+    """
+    inputs = [specimen.x, _smallest(specimen), *_as_tokens(specimen)]
+    pairs = [(x, _run(specimen.block, x)) for x in inputs]
+    unlike = [(x, y) for x, y in pairs if x.shape != y.shape or x.dtype != y.dtype]
+    x, y = (unlike or pairs)[0]
+    detail = f"{tuple(x.shape)} {x.dtype} became {tuple(y.shape)} {y.dtype}"
+    return within("keeps_shape", len(unlike), 0, detail)
 
 
 def check_identity(specimen: Specimen) -> CheckResult:
@@ -143,15 +154,27 @@ def check_learning(specimen: Specimen) -> CheckResult:
 
 
 def check_rows(specimen: Specimen) -> CheckResult:
-    """Change some rows and watch the others: no allowed operator lets one row see another."""
-    other = specimen.x.roll(1, dims=0) * 3
-    half = len(other) // 2
-    other[:half] = specimen.x[:half]
-    before, after = (_run(specimen.woken, x)[:half].double() for x in (specimen.x, other))
-    scale = max(before.abs().max().item(), 1e-30)
-    worst = (before - after).abs().max().item() / scale
+    """Change some rows and watch the others: no operator may let one row of a batch see another.
+
+    A block for features runs at sequences too, where each token is a row.
+    """
+    moved = [_influence(specimen.woken, specimen.x, axis=0)]
+    for tokens in _as_tokens(specimen):
+        moved += [_influence(specimen.woken, x, axis=1) for x in (tokens, tokens.flip(1))]
+    worst = max(moved)
     detail = f"changing half of the rows moves the others by {worst:.3g}, relative to the largest"
     return within("rows_independent", worst, ROW_LIMITS[specimen.signature.dtype], detail)
+
+
+def check_causality(specimen: Specimen) -> CheckResult:
+    """Change the later tokens and watch the earlier ones, at sites where those must not see them."""
+    limit = ROW_LIMITS[specimen.signature.dtype]
+    kind = specimen.signature.kind
+    if kind is not SiteKind.CAUSAL_SEQUENCE:
+        return within("causal", 0, limit, f"not asked of a block for {kind.value}")
+    worst = _influence(specimen.woken, specimen.x, axis=1)
+    detail = f"changing later tokens moves earlier ones by {worst:.3g}, relative to the largest"
+    return within("causal", worst, limit, detail)
 
 
 def check_randomness(specimen: Specimen) -> CheckResult:
@@ -171,6 +194,7 @@ CHECKS: dict[str, Callable[[Specimen], CheckResult]] = {
     "gradients_flow": check_gradients,
     "learns": check_learning,
     "rows_independent": check_rows,
+    "causal": check_causality,
     "no_random_draws": check_randomness,
 }
 """Every property by the name of its result."""
@@ -181,10 +205,55 @@ def _run(block: nn.Module, x: Tensor) -> Tensor:
         return block(x)
 
 
+def _smallest(specimen: Specimen) -> Tensor:
+    """Return one row at one position of the inputs."""
+    kind, x = specimen.signature.kind, specimen.x[:1]
+    axes = range(2, x.dim()) if kind.is_channels else range(1, x.dim() - 1)
+    for axis in axes:
+        x = x.narrow(axis, 0, 1)
+    return x
+
+
+def _as_tokens(specimen: Specimen) -> list[Tensor]:
+    """Return inputs for features also as sequences `(B, T, D)`; nothing for other kinds."""
+    if specimen.signature.kind is not SiteKind.FEATURES:
+        return []
+    return [specimen.x.unflatten(0, (-1, 8))]
+
+
+def _influence(block: nn.Module, x: Tensor, *, axis: int) -> float:
+    """Return how far the first half of the output along `axis` moves when the second half of `x` does.
+
+    Relative to the largest output of that half.
+    """
+    half = x.shape[axis] // 2
+    other = x.roll(1, dims=axis) * 3
+    other.narrow(axis, 0, half).copy_(x.narrow(axis, 0, half))
+    before, after = (_run(block, each).narrow(axis, 0, half).double() for each in (x, other))
+    return (before - after).abs().max().item() / max(before.abs().max().item(), 1e-30)
+
+
 def _regression_target(x: Tensor, signature: KernelSignature) -> Tensor:
-    """Return tanh of a fixed random mix of the features of `x`, in the shape of `x`."""
+    """Return something that a useful block gets closer to, in the shape of `x`.
+
+    That is tanh of a fixed random mix of the features, for tokens together with the mean of those
+    that they may see. With positions, the features themselves are to be halved as well, which a block
+    that only scales them can do.
+    """
     generator = torch.Generator().manual_seed(PROBE_SEED + 2)
-    width = signature.features
+    width, kind = signature.features, signature.kind
     mix = torch.randn(width, width, generator=generator).to(x) / width**0.5  # (D, D)
-    subscripts = "bd...,de->be..." if signature.kind is SiteKind.CHANNELS_2D else "b...d,de->b...e"
-    return torch.tanh(torch.einsum(subscripts, x, mix))
+    subscripts = "bd...,de->be..." if kind.is_channels else "b...d,de->b...e"
+    target = torch.tanh(torch.einsum(subscripts, x + _context(x, kind), mix))
+    return target if kind is SiteKind.FEATURES else target - x / 2
+
+
+def _context(x: Tensor, kind: SiteKind) -> Tensor:
+    """Return the mean of the tokens that each token may see, scaled to the variance of one token."""
+    num_tokens = x.shape[1]
+    if kind is SiteKind.SEQUENCE:
+        return x.mean(dim=1, keepdim=True) * num_tokens**0.5
+    if kind is SiteKind.CAUSAL_SEQUENCE:
+        seen = torch.arange(1, num_tokens + 1, device=x.device, dtype=x.dtype)
+        return x.cumsum(dim=1) / seen.sqrt().unsqueeze(-1)  # (B, T, D) over (T, 1)
+    return torch.zeros_like(x)

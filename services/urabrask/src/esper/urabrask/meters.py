@@ -7,14 +7,15 @@ time are also checks.
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from esper.kasmina.costs import flops_of
 
 NUM_WARMUPS = 3
 NUM_REPEATS = 25
@@ -27,7 +28,7 @@ class ForwardCost:
     """What one forward pass takes, apart from time."""
 
     flops: int
-    """Floating-point operations of matrix products and convolutions (multiply-add = 2)."""
+    """As in `esper.kasmina.costs`: matrix products, convolutions, attention (multiply-add = 2)."""
     peak_bytes: int
     """The largest set of values alive at one moment, without the input and the weights."""
     num_random_draws: int
@@ -74,11 +75,7 @@ def _synchronise(x: Tensor) -> None:
 
 
 class _Meter(TorchDispatchMode):
-    """Sees every operation of this thread, and of no other.
-
-    `torch.utils.flop_counter.FlopCounterMode` hooks every module of the process, those of a training
-    run in another thread too, so only its table of formulas is used here.
-    """
+    """Sees every operation of this thread, and of no other."""
 
     def __init__(self, block: nn.Module, x: Tensor) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
@@ -98,11 +95,8 @@ class _Meter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self.num_random_draws += 1
-        formula = cast("Callable[..., int] | None", flop_registry.get(func._overloadpacket))
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=result)
+        self.num_random_draws += _draws(func, args, kwargs)
+        self.flops += flops_of(func, args, kwargs, result)
         self._track(result)
         return result
 
@@ -114,3 +108,12 @@ class _Meter(TorchDispatchMode):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         made = sum(size for pointer, size in storages.items() if pointer not in self._given)
         self.peak_bytes = max(self.peak_bytes, made)
+
+
+def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether one call draws from a random stream; attention without dropout does not."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return "dropout_p" not in names or given.get("dropout_p", 0.0) > 0

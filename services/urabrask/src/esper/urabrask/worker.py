@@ -23,7 +23,7 @@ from esper.urabrask.keys import SigningKey, ephemeral_key, load_or_create_key
 
 _log = get_logger(__name__)
 
-CRUCIBLE_VERSION = 1
+CRUCIBLE_VERSION = 2
 """Rises when checks or limits change, so that older verdicts are not reused."""
 
 
