@@ -80,7 +80,7 @@ def test_a_change_of_structure_recompiles_once_and_a_ramp_never(
     compiler: CompileCounterWithBackend,
 ) -> None:
     model = mlp().train()
-    bed, optimizer = attached(model)
+    bed, optimizer = attached(model, sample_every_steps=3)
     compiled = torch.compile(model, backend=compiler, fullgraph=True)
     kernel_id = admit(bed, change=wake)
     graphs: list[int] = []

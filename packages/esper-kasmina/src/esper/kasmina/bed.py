@@ -215,6 +215,7 @@ class Bed:
         seed.enter(target)
         self._recount()
         self._copies.sync_alpha()
+        self._sampling.skip_next()
         if target in RESTRUCTURING:
             forget_graphs()
         self._executed.add(command.command_id)

@@ -119,7 +119,8 @@ class SiteHook:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Show the features to whoever asked, apply the grafts; None leaves the output as it is."""
-        sampling = self.sampling and not torch.compiler.is_compiling()
+        # In this order: a compiled graph must not depend on which steps are sampled.
+        sampling = not torch.compiler.is_compiling() and self.sampling
         if not (self.grafts or self.taps or sampling):
             return None
         h = self.adapter.take(layer, output)

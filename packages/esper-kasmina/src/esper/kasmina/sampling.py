@@ -43,6 +43,11 @@ class Sampling:
         """Begin an epoch: sample soon, however short it is."""
         self._countdown = 1
 
+    def skip_next(self) -> None:
+        """Leave the next step alone: a host that changed is compiled in it, best without hooks."""
+        self.stop()
+        self._countdown = max(self._countdown, 2)
+
     def after_step(self) -> None:
         """Count one step of the optimizer."""
         if self._armed:
