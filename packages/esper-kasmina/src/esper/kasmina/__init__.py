@@ -1,7 +1,7 @@
 """Kasmina, the seed layer for PyTorch: seeds in a host model, grafting, health, undo, saving."""
 
 from esper.kasmina.adapters import FIRST_OF_TUPLE, Adapter, register_adapter
-from esper.kasmina.bed import Bed, wrap
+from esper.kasmina.bed import Bed
 from esper.kasmina.cache import CacheStatus
 from esper.kasmina.costs import Cost, cost_of
 from esper.kasmina.endorsements import key_id_of, verify_endorsement
@@ -20,6 +20,7 @@ from esper.kasmina.plan import Plan, plan
 from esper.kasmina.probe import Example
 from esper.kasmina.stages import StageLengths
 from esper.kasmina.targets import Target
+from esper.kasmina.wrapping import wrap
 
 __all__ = [
     "FIRST_OF_TUPLE",

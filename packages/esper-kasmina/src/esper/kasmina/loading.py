@@ -20,7 +20,7 @@ from esper.contracts import (
     NotFoundError,
     SeedState,
 )
-from esper.kasmina.bed import Bed, wrap
+from esper.kasmina.bed import Bed
 from esper.kasmina.graft import CHILD
 from esper.kasmina.kernels import build_block
 from esper.kasmina.plan import plan
@@ -35,6 +35,7 @@ from esper.kasmina.saving import (
 )
 from esper.kasmina.seed import GRAFTED
 from esper.kasmina.stages import StageLengths
+from esper.kasmina.wrapping import wrap
 
 
 def load(

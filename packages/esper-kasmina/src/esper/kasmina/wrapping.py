@@ -1,0 +1,96 @@
+"""Puts seeds into a host: plan first, then carry the plan out.
+
+What users call to begin; `loading.load` carries out the plan of a saved model instead.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from esper.contracts import BlueprintIR, HostError
+from esper.kasmina.bed import Bed
+from esper.kasmina.graft import claim
+from esper.kasmina.plan import Plan, device_of, plan
+from esper.kasmina.probe import Example
+from esper.kasmina.sampling import Sampling
+from esper.kasmina.seed import Seed
+from esper.kasmina.stages import StageLengths
+from esper.kasmina.targets import Target, named_modules
+
+SAMPLE_EVERY_STEPS = 32
+"""Keeps what sampling costs below 1 % of the training steps of a small model."""
+
+
+def wrap(
+    model: nn.Module,
+    *,
+    targets: Sequence[Target] | None = None,
+    example: Example | None = None,
+    chunks: int = 1,
+    causal: bool | None = None,
+    blueprints: Sequence[BlueprintIR] = (),
+    stages: StageLengths | None = None,
+    sample_every_steps: int | None = SAMPLE_EVERY_STEPS,
+    sample_compiled: bool = False,
+) -> Bed:
+    """Put dormant seeds at every site of `model` that `plan` finds with the same arguments.
+
+    The host stays the same object and computes the same, bit for bit.
+
+    Args:
+        model: the host.
+        targets: names, globs, types or predicates of the layers to use; see `plan`.
+        example: inputs of one training batch, for what only a trial run can tell; see `plan`.
+        chunks: into how many equal parts to split each site's features, one seed each.
+        causal: whether tokens may only look back at sequence sites; see `plan`.
+        blueprints: designs of your own to grow with, beside the built-in ones.
+        stages: how long the stages of a seed's life last.
+        sample_every_steps: health is sampled in one of so many training steps; None: never.
+        sample_compiled: under `torch.compile` no Python runs between the kernels and health cannot be
+            sampled; with this, sampled steps run uncompiled.
+
+    Raises:
+        HostError: listing every problem; then nothing was changed.
+
+    """
+    found = plan(model, targets, example=example, chunks=chunks, causal=causal)
+    return carry_out(
+        model,
+        found,
+        blueprints=blueprints,
+        stages=stages,
+        sample_every_steps=sample_every_steps,
+        sample_compiled=sample_compiled,
+    )
+
+
+def carry_out(
+    model: nn.Module,
+    found: Plan,
+    *,
+    blueprints: Sequence[BlueprintIR] = (),
+    stages: StageLengths | None = None,
+    sample_every_steps: int | None = SAMPLE_EVERY_STEPS,
+    sample_compiled: bool = False,
+) -> Bed:
+    """Put seeds where a plan for `model` says; see `wrap`.
+
+    Raises:
+        HostError: if the plan has problems; then nothing was changed.
+
+    """
+    if sample_every_steps is not None and sample_every_steps < 1:
+        raise HostError(f"sample_every_steps={sample_every_steps}; expected at least 1, or None")
+    found.check()
+    lengths = stages or StageLengths()
+    modules = named_modules(model)
+    seeds = [
+        Seed(site, index, layer, stages=lengths, device=device_of(layer, model))
+        for site in found.sites
+        for layer in (modules[site.name],)
+        for index in range(site.num_seeds)
+    ]
+    for seed in seeds:
+        claim(seed.layer)
+    sampling = Sampling(seeds, sample_every_steps, compiled_steps_run_eagerly=sample_compiled)
+    return Bed(model, seeds, sampling, blueprints)
