@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from esper.contracts import BlueprintError, BlueprintIR, read_blueprint
+from esper.kasmina.operators import missing_operators
 
 
 @cache
@@ -31,9 +32,11 @@ def load_blueprint(path: Path | str) -> BlueprintIR:
 
     """
     ir = read_blueprint(path)
-    if unknown := ir.unknown_operators:
+    if not ir.unknown_operators:
+        return ir
+    if missing := missing_operators(ir):
         raise BlueprintError(
-            f"{path}: {', '.join(unknown)} is not registered in this process; call "
+            f"{path}: {', '.join(missing)} is not registered in this process; call "
             "register_operator() with it before"
         )
-    return ir
+    return read_blueprint(path)  # now its nodes can be checked

@@ -9,6 +9,8 @@ Shapes: `B` batch, `T` tokens, `D` features, `W` the width of a node's input (fe
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, cast, override
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from esper.contracts import (
     OPERATORS,
     BlueprintError,
+    BlueprintIR,
     OperatorNode,
     OperatorSpec,
     Parameter,
@@ -91,7 +94,9 @@ def register_operator(
     Bytes of kernels and hashes of blueprints name an operator and its version, never its code. Give
     another implementation another version: then designs and kernels made with the old one are told
     apart from it, and are refused by name where only the new one is registered. Each process that
-    builds, judges or runs such kernels has to register the operator itself.
+    builds, judges or runs such kernels has to register the operator itself; an installed package
+    does so in all of them by an entry point in the group `esper.operators` that names a function
+    without arguments, which is called when an operator is missing.
 
     Raises:
         BlueprintError: if the name is malformed or taken, or the description makes no sense.
@@ -116,6 +121,32 @@ def unregister_operator(op: str) -> None:
 
 
 _CUSTOM: dict[str, tuple[Factory, Initialiser]] = {}
+
+ENTRY_POINTS = "esper.operators"
+
+
+def missing_operators(ir: BlueprintIR) -> tuple[str, ...]:
+    """Return the operators of `ir` that neither this process nor an installed package registers.
+
+    Raises:
+        BlueprintError: if an installed package fails to register its operators.
+
+    """
+    if ir.unknown_operators:
+        _register_installed()
+    return ir.unknown_operators
+
+
+@cache
+def _register_installed() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()()
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            raise BlueprintError(
+                f"the installed operators {entry.name!r} ({entry.value}) cannot be registered: "
+                f"{error}; repair or uninstall that package"
+            ) from error
 
 
 def implementation_of(op: str) -> object:

@@ -5,9 +5,11 @@ verdicts, and hands the kernels that passed to the bed, which verifies them agai
 """
 
 from esper.contracts import (
+    BlueprintIR,
     BlueprintSubmitted,
     CompiledKernelArtifact,
     KernelCharacterized,
+    KernelSignature,
     SeedBed,
 )
 from esper.tamiyo.runtime import Runtime
@@ -26,18 +28,26 @@ def forge_kernels(bed: SeedBed, runtime: Runtime) -> list[CompiledKernelArtifact
     bed.trust(runtime.public_key)
     expected: set[tuple[str, str]] = set()
     for ir in bed.blueprints:
+        signatures = _signatures(bed, ir)
+        if not signatures:
+            continue
         blueprint = runtime.library.submit_blueprint(ir)
-        signatures = {
-            site.signature.key: site.signature
-            for site in bed.sites
-            if site.signature.kind is ir.kind
-        }
         ordered = tuple(signatures[key] for key in sorted(signatures))
         runtime.publish(BlueprintSubmitted(blueprint_id=blueprint.blueprint_id, signatures=ordered))
         expected |= {(blueprint.blueprint_id, key) for key in signatures}
     judged = runtime.wait_for_kernels(expected, FORGE_TIMEOUT_SECONDS)
     passed = [_admit(bed, runtime, item) for item in judged.values() if item.report.passed]
     return sorted(passed, key=lambda kernel: kernel.kernel_id)
+
+
+def _signatures(bed: SeedBed, ir: BlueprintIR) -> dict[str, KernelSignature]:
+    """Return, by key, what kernels of `ir` are built for: every site that takes its kind."""
+    found = (
+        site.signature.model_copy(update={"kind": ir.kind})
+        for site in bed.sites
+        if ir.kind in site.signature.kind.takes
+    )
+    return {signature.key: signature for signature in found}
 
 
 def _admit(bed: SeedBed, runtime: Runtime, judged: KernelCharacterized) -> CompiledKernelArtifact:

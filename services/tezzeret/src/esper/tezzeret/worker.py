@@ -7,6 +7,7 @@ crucible takes over.
 from collections.abc import Sequence
 
 from esper.contracts import (
+    BackendUnavailableError,
     BlueprintSubmitted,
     KernelReady,
     Library,
@@ -16,6 +17,7 @@ from esper.contracts import (
     WorkerContext,
     get_logger,
 )
+from esper.kasmina.operators import missing_operators
 from esper.tezzeret.forge import forge_kernel
 
 _log = get_logger(__name__)
@@ -44,6 +46,8 @@ class Tezzeret:
 
         Raises:
             BlueprintError: if the blueprint cannot be built for one of the signatures.
+            BackendUnavailableError: if it uses an operator that is not registered here, where
+                another forge may have it.
             NotFoundError: if the blueprint is not in the library.
             MessageError: if `payload` is something else.
 
@@ -51,6 +55,11 @@ class Tezzeret:
         if not isinstance(payload, BlueprintSubmitted):
             raise MessageError(f"tezzeret got a {type(payload).__name__}, not a BlueprintSubmitted")
         blueprint = self._library.get_blueprint(payload.blueprint_id)
+        if missing := missing_operators(blueprint.ir):
+            raise BackendUnavailableError(
+                f"blueprint {blueprint.ir.name!r} uses {', '.join(missing)}, which is not registered "
+                "in this forge; install the package that registers it (entry point esper.operators)"
+            )
         forged = [forge_kernel(blueprint, signature) for signature in payload.signatures]
         ready: list[Payload] = []
         for kernel, blob in forged:

@@ -13,7 +13,8 @@ from esper.contracts import (
     ValidationReport,
 )
 from esper.kasmina.kernels import count_parameters
-from esper.kasmina.packing import UnpackedKernel, unpack_kernel
+from esper.kasmina.operators import missing_operators
+from esper.kasmina.packing import UnpackedKernel, read_header, unpack_kernel
 from esper.urabrask.checks import CHECKS, Specimen, make_specimen, within
 from esper.urabrask.meters import median_latency_us, state_bytes
 
@@ -31,8 +32,8 @@ def judge(kernel: CompiledKernelArtifact, blob: bytes, *, validator_id: str) -> 
     short of `LATENCY_LIMIT_US`.
 
     Raises:
-        BackendUnavailableError: if the kernel is for a device that this machine does not have, so
-            nothing can be said about it here.
+        BackendUnavailableError: if the kernel is for a device that this machine does not have, or
+            uses an operator that is not registered here, so nothing can be said about it.
 
     """
     if kernel.signature.device == "cuda" and not torch.cuda.is_available():
@@ -41,6 +42,7 @@ def judge(kernel: CompiledKernelArtifact, blob: bytes, *, validator_id: str) -> 
             "run the crucible on a machine with a CUDA device"
         )
     try:
+        _check_operators(kernel, blob)
         unpacked = unpack_kernel(blob)
     except KernelRejectedError as error:
         return _report_without_run(kernel, validator_id, [_failure("unpacks", error)])
@@ -50,6 +52,14 @@ def judge(kernel: CompiledKernelArtifact, blob: bytes, *, validator_id: str) -> 
     except _CRASHES as error:
         return _report_without_run(kernel, validator_id, [record, _failure("runs", error)])
     return _report(kernel, validator_id, specimen, record)
+
+
+def _check_operators(kernel: CompiledKernelArtifact, blob: bytes) -> None:
+    if missing := missing_operators(read_header(blob).ir):
+        raise BackendUnavailableError(
+            f"kernel {kernel.kernel_id[:12]} uses {', '.join(missing)}, which is not registered in "
+            "this crucible; install the package that registers it (entry point esper.operators)"
+        )
 
 
 def tags_of(kernel: CompiledKernelArtifact) -> tuple[str, ...]:
