@@ -13,12 +13,25 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.exc import IntegrityError
 
-from esper.contracts import BackendUnavailableError
+from esper.contracts import (
+    BackendUnavailableError,
+    BlueprintIR,
+    CompiledKernelArtifact,
+    Endorsement,
+    FieldReport,
+    KernelQuery,
+    OperatorNode,
+    SiteKind,
+    ValidationReport,
+)
 from esper.urza import open_file_store, open_library, upgrade
 from esper.urza.engine import make_engine, parse_url
+from esper.urza.library import SqlLibrary
 from esper.urza.migrate import SCRIPTS, exclusive, make_config
-from esper.urza.schema import metadata
+from esper.urza.schema import blueprints, metadata
+from esper.urza.schema import kernels as kernels_table
 
 _OPEN_AT_ONCE = """
 import sys
@@ -40,11 +53,11 @@ def engine(empty_url: str) -> Generator[sa.Engine]:
     made.dispose()
 
 
-def _downgrade(engine: sa.Engine) -> None:
+def _downgrade(engine: sa.Engine, revision: str = "base") -> None:
     config = make_config()
     with exclusive(engine) as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(config, revision)
 
 
 def _described(engine: sa.Engine) -> dict[str, Any]:
@@ -104,6 +117,75 @@ def test_up_down_up_leaves_the_same_schema(engine: sa.Engine) -> None:
     assert _described(engine) == first
 
 
+def _rows(engine: sa.Engine) -> dict[str, list[Any]]:
+    with engine.connect() as connection:
+        return {
+            name: sorted(map(repr, connection.execute(sa.select(table))))
+            for name, table in metadata.tables.items()
+        }
+
+
+@pytest.fixture
+def filled(
+    empty_url: str,
+    tmp_path: Path,
+    make_ir: Callable[..., BlueprintIR],
+    make_kernel: Callable[..., tuple[CompiledKernelArtifact, bytes]],
+    make_report: Callable[..., ValidationReport],
+    make_endorsement: Callable[..., Endorsement],
+    make_outcome: Callable[..., FieldReport],
+) -> Generator[SqlLibrary]:
+    """A library with a row in every table, and every reference between them in use."""
+    library = open_library(empty_url, open_file_store((tmp_path / "artifacts").as_uri()))
+    library.open()
+    for name, kind in (("one", SiteKind.FEATURES), ("two", SiteKind.CHANNELS_2D)):
+        ir = make_ir(name, kind)
+        library.submit_blueprint(ir)
+        kernel, blob = make_kernel(ir)
+        library.register_kernel(kernel, blob)
+        report = make_report(kernel.kernel_id, tags=("light", name))
+        library.record_validation(report, make_endorsement())
+        library.record_field_report(make_outcome(kernel_id=kernel.kernel_id))
+    yield library
+    library.close()
+
+
+def test_the_kinds_of_sites_grow_without_touching_a_row(
+    engine: sa.Engine, filled: SqlLibrary, make_ir: Callable[..., BlueprintIR]
+) -> None:
+    before, kernels = _rows(engine), filled.query(KernelQuery(required_tags=frozenset({"one"})))
+    assert all(before.values())
+    _downgrade(engine, "0001")
+    assert _rows(engine) == before
+    with pytest.raises(IntegrityError, match="ck_blueprints_kind_known"), engine.begin() as first:
+        first.execute(sa.update(blueprints).values(kind="sequence"))
+    upgrade(engine)
+    assert _rows(engine) == before
+    assert filled.query(KernelQuery(required_tags=frozenset({"one"}))) == kernels
+    with pytest.raises(IntegrityError, match="ck_kernels_kind_known"), engine.begin() as second:
+        second.execute(sa.update(kernels_table).values(kind="channels_4d"))
+    with pytest.raises(IntegrityError), engine.begin() as third:  # references still hold
+        third.execute(sa.delete(blueprints))
+
+
+@pytest.mark.parametrize("kind", SiteKind)
+def test_every_kind_of_site_can_be_filed(filled: SqlLibrary, kind: SiteKind) -> None:
+    node = OperatorNode(name="act", op="gelu", inputs=("input",))
+    filed = filled.submit_blueprint(BlueprintIR(name="only", kind=kind, nodes=(node,)))
+    assert filled.get_blueprint(filed.blueprint_id) == filed
+
+
+def test_a_schema_with_rows_of_new_kinds_does_not_go_back(
+    engine: sa.Engine, filled: SqlLibrary
+) -> None:
+    node = OperatorNode(name="act", op="gelu", inputs=("input",))
+    filled.submit_blueprint(BlueprintIR(name="only", kind=SiteKind.SEQUENCE, nodes=(node,)))
+    before, described = _rows(engine), _described(engine)
+    with pytest.raises(IntegrityError, match="ck_blueprints_kind_known"):
+        _downgrade(engine, "0001")
+    assert (_rows(engine), _described(engine)) == (before, described)
+
+
 def test_a_schema_newer_than_the_code_is_refused(
     engine: sa.Engine, empty_url: str, tmp_path: Path
 ) -> None:
@@ -159,7 +241,7 @@ def _assert_migrated_once(url: str) -> None:
     try:
         with engine.connect() as connection:
             revisions = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
-            assert revisions.scalars().all() == ["0001"]
+            assert revisions.scalars().all() == ["0002"]
         assert set(_described(engine)) == set(metadata.tables)
     finally:
         engine.dispose()
@@ -223,3 +305,12 @@ def test_the_command_line_prints_sql_without_a_database(
     assert "CREATE TABLE kernels" in output
     assert "FOREIGN KEY(kernel_id, report_id)" in output
     assert "secret" not in output
+
+
+def test_a_script_for_sqlite_is_refused_because_it_would_have_to_read_the_database(
+    run_alembic: Callable[..., tuple[bool, str]],
+) -> None:
+    succeeded, output = run_alembic("upgrade", "head", "--sql", database_url="sqlite:///no.db")
+    assert not succeeded
+    assert "run it without --sql" in output
+    assert "Traceback" not in output
