@@ -8,20 +8,21 @@ Knows nothing of the code under test but that it is there: what it compares is a
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from kasmina_beds import wrap_host
-from kasmina_factory import batch_for, grow
+from kasmina_factory import Crucible, batch_for, grow
 from kasmina_hosts import HOSTS, Host, seed_everything
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
 from esper.contracts import HOST_VISIBLE, SeedState
-from esper.kasmina import Bed
+from esper.kasmina import Bed, load
 from esper.kasmina.undo import World
 
 type Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -189,6 +190,17 @@ def begin(
     host = HOSTS[name]
     model = host.make()
     seed_everything(1)
+    world = surround(model, optimizer, scheduler, scaled=scaled, averaged=averaged)
+    bed = wrap_host(host, model, sample_every_steps=3)
+    attach(bed, world)
+    site = len(bed.sites) - 1 if host.targets else 0
+    return Life(host=host, world=world, bed=bed, site=site, made_with=(optimizer, scheduler))
+
+
+def surround(
+    model: nn.Module, optimizer: str, scheduler: str | None, *, scaled: bool, averaged: bool
+) -> World:
+    """Return a host with all that trains it."""
     made = OPTIMIZERS[optimizer](model.parameters())
     averages = [
         optim.swa_utils.AveragedModel(model),
@@ -196,14 +208,28 @@ def begin(
             model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
         ),
     ]
-    world = World(
+    return World(
         model=model,
         optimizer=made,
         scheduler=None if scheduler is None else SCHEDULERS[scheduler](made),
         scaler=torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3) if scaled else None,  # pyright: ignore[reportPrivateImportUsage]
         copies=averages if averaged else [],
     )
-    bed = wrap_host(host, model, sample_every_steps=3)
-    bed.attach(made, world.scheduler, scaler=world.scaler, copies=world.copies)
-    site = len(bed.sites) - 1 if host.targets else 0
-    return Life(host=host, world=world, bed=bed, site=site, made_with=(optimizer, scheduler))
+
+
+def attach(bed: Bed, world: World) -> None:
+    bed.attach(world.optimizer, world.scheduler, scaler=world.scaler, copies=world.copies)
+
+
+def come_back(life: Life, folder: Path, *, model: nn.Module | None = None) -> Life:
+    """Bring a life back from its checkpoint, as a new process would: with nothing of the old one."""
+    model = life.host.make(7) if model is None else model
+    bed = load(model, folder, sample_every_steps=3)
+    bed.trust(Crucible().public_key)
+    old = life.world
+    world = surround(
+        model, *life.made_with, scaled=old.scaler is not None, averaged=bool(old.copies)
+    )
+    attach(bed, world)
+    assert bed.resume(folder) == bed.step
+    return replace(life, world=world, bed=bed)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kasmina_beds import ALL_HOSTS, bed_of
 from kasmina_factory import (
     PATHS,
     QUICK,
@@ -24,7 +25,9 @@ from kasmina_factory import (
     mlp,
     order,
     train,
+    wake,
 )
+from kasmina_hosts import life
 from torch import nn
 
 from esper.contracts import (
@@ -70,6 +73,48 @@ def test_a_model_saved_in_any_state_comes_back(
         assert again.seeds()[0].model_dump(exclude={"is_ready_for_transition"}) == bed.seeds()[
             0
         ].model_dump(exclude={"is_ready_for_transition"})
+
+
+@pytest.mark.usefixtures("no_fast_path")
+@pytest.mark.parametrize("name", ALL_HOSTS)
+def test_every_kind_of_host_comes_back_without_an_example(name: str, tmp_path: Path) -> None:
+    host, bed, optimizer = bed_of(name)
+    site, chunk = len(bed.sites) - 1, bed.sites[-1].num_seeds - 1
+    for place in dict.fromkeys([(site, chunk), (0, 0)]):
+        grow(
+            bed,
+            TO_FOSSILIZED,
+            site=place[0],
+            chunk=place[1],
+            change=wake,
+            between=lambda _: life(host, bed.model, optimizer, steps=1),
+        )
+    bed.save(tmp_path)
+    again = load(host.make(7), tmp_path)
+    assert again.sites == bed.sites
+    assert again.weights_sha256() == bed.weights_sha256()
+    assert list(again.model.state_dict()) == list(bed.model.state_dict())
+    x, _ = host.batch(9)
+    assert torch.equal(again.model.eval()(x), bed.model.eval()(x))
+
+
+def test_a_lineage_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    bed, _ = grown(cnn, SeedState.FOSSILIZED)
+    bed.save(tmp_path)
+    path = tmp_path / "lineage.json"
+    fields = json.loads(path.read_bytes()) | {"format_version": 1}
+    fields["sites"] = [site["name"] for site in fields["sites"]]
+    for record in fields["grafts"]:
+        del record["seed_idx"]
+    rewrite(path, fields)
+    assert load(cnn(1), tmp_path).weights_sha256() == bed.weights_sha256()
+
+
+def rewrite(path: Path, fields: dict[str, Any]) -> None:
+    """Write changed fields with the hash that belongs to them."""
+    fields = {name: value for name, value in fields.items() if name != "content_sha256"}
+    fields["content_sha256"] = sha256_hex(canonical_json(fields))
+    path.write_text(json.dumps(fields))
 
 
 def test_a_fresh_process_computes_the_same(tmp_path: Path) -> None:
@@ -206,18 +251,15 @@ def json_or_none(path: Path) -> Any:
 def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
     wrap(mlp()).save(tmp_path)
     path = tmp_path / "lineage.json"
-    fields = json.loads(path.read_bytes()) | {"format_version": 2, "invention": True}
-    del fields["content_sha256"]
-    fields["content_sha256"] = sha256_hex(canonical_json(fields))
-    path.write_text(json.dumps(fields))
-    with pytest.raises(ConfigError, match=r"format version 2 .* reads version 1"):
+    rewrite(path, json.loads(path.read_bytes()) | {"format_version": 3, "invention": True})
+    with pytest.raises(ConfigError, match=r"format version 3 .* reads up to version 2"):
         load(mlp(), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("make_other", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 3)), "target '2' matches no layer"),
+        (lambda: nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 3)), "the site '2' is missing"),
         (
             lambda: nn.Sequential(
                 nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)

@@ -392,7 +392,7 @@ def test_a_world_that_does_not_fit_is_refused_unchanged(kind: str, message: str)
     other = stranger(kind)
     before = seen(other)
     with pytest.raises(HostError, match=message):
-        snapshot.restore(other)
+        snapshot.restore(other, is_whole=True)
     assert seen(other) == before
 
 

@@ -5,6 +5,7 @@ verified every time that a block is made from them. A block that comes from the 
 when it was put there and has been out of reach since, so it is not verified again.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -14,7 +15,6 @@ from esper.contracts import (
     CompiledKernelArtifact,
     KernelRejectedError,
     NotFoundError,
-    Site,
     sha256_hex,
 )
 from esper.kasmina.cache import DEFAULT_CACHE_BYTES, CacheStatus, KernelCache
@@ -36,6 +36,11 @@ class Admission:
         """How the cache of ready blocks has done so far."""
         return self._cache.status
 
+    @property
+    def admitted(self) -> Mapping[str, tuple[CompiledKernelArtifact, bytes]]:
+        """The records and bytes of the admitted kernels, by id."""
+        return self._admitted
+
     def trust(self, public_key: bytes) -> None:
         """Accept endorsements made with this raw Ed25519 public key (32 bytes)."""
         self._trusted[key_id_of(public_key)] = public_key
@@ -51,7 +56,7 @@ class Admission:
         is_here = device.type == "cpu" or torch.cuda.is_available()
         place = _place(device if is_here else "cpu")
         block = self._verified(kernel, blob, place)
-        self._admitted[kernel.kernel_id] = (kernel, bytes(blob))
+        self._admitted[kernel.kernel_id] = (kernel, blob)
         if is_here:
             self._cache.put((kernel.kernel_id, place), block)
 
@@ -63,24 +68,6 @@ class Admission:
 
         """
         return self._find(kernel_id)[0]
-
-    def fitting(self, kernel_id: str, site: Site) -> CompiledKernelArtifact:
-        """Return the record of an admitted kernel that may run at `site`.
-
-        Raises:
-            NotFoundError: if it was not admitted.
-            KernelRejectedError: if it was built for something else.
-
-        """
-        kernel = self.record(kernel_id)
-        if not kernel.signature.fits(site.signature):
-            kinds = ", ".join(sorted(kind.value for kind in site.signature.kind.takes))
-            raise KernelRejectedError(
-                f"kernel {kernel_id[:12]} is built for {kernel.signature.key}, the site "
-                f"{site.name!r} is {site.signature.key}; choose a kernel of its signature "
-                f"(kinds that fit: {kinds})"
-            )
-        return kernel
 
     def load(self, kernel_id: str, device: torch.device | str) -> Block:
         """Return a block of an admitted kernel on `device`, with fresh weights, for good.

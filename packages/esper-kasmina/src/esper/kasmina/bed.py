@@ -26,7 +26,7 @@ from esper.contracts import (
     Site,
     get_logger,
 )
-from esper.kasmina import saving
+from esper.kasmina import checkpoint, saving
 from esper.kasmina.admission import Admission
 from esper.kasmina.attachment import Attachment
 from esper.kasmina.compiled import forget_graphs
@@ -38,7 +38,7 @@ from esper.kasmina.library import builtin_blueprints
 from esper.kasmina.marks import Mark
 from esper.kasmina.owners import join, owner_index
 from esper.kasmina.sampling import Sampling
-from esper.kasmina.seed import BEFORE_VERDICT, COUNTS_STEPS, FROZEN, GRAFTED, Seed
+from esper.kasmina.seed import BEFORE_VERDICT, COUNTS_STEPS, FROZEN, Seed
 from esper.kasmina.undo import Snapshot, World
 
 RESTRUCTURING = frozenset({SeedState.TRAINING, SeedState.GRAFTING}) | UNDONE
@@ -297,12 +297,66 @@ class Bed:
         """Write `model.safetensors` and `lineage.json` into `folder`, each atomically.
 
         Raises:
+            ConfigError: if the folder holds a checkpoint.
             HostError: if the host's state holds something other than tensors.
             OSError: if the folder cannot be written.
 
         """
-        seeds = [seed for seed in self._seeds.values() if seed.state in GRAFTED]
-        saving.write(Path(folder), self._model, [site.name for site in self.sites], seeds)
+        saving.write(Path(folder), self._model, self.sites, self._seeds.values())
+
+    def checkpoint(self, folder: Path | str) -> None:
+        """Write everything that a new process needs to go on to the very same final weights.
+
+        The model and its lineage, optimizer, scheduler, scaler and copies, the random streams, every
+        seed with its own learning, the way back of a graft before its verdict, the admitted kernels,
+        and which commands were carried out. Not written: the place in the data, and which keys are
+        trusted. What `folder` held before stays usable until the new state is complete; it takes the
+        space of both for a moment. Make checkpoints between steps.
+
+        Raises:
+            ConfigError: if the folder holds a saved model.
+            HostError: if something in the state cannot be written, naming it.
+            OSError: if the folder cannot be written.
+
+        """
+        checkpoint.write(
+            Path(folder),
+            self.mark(),
+            model_files=saving.render(self._model, self.sites, self._seeds.values()),
+            stages=next(seed.stages for seed in self._seeds.values()),
+            executed=self._executed,
+            kernels=list(self._admission.admitted.values()),
+        )
+
+    def resume(self, folder: Path | str) -> int:
+        """Go on where `checkpoint` wrote `folder`, in a new process; return the step.
+
+        Before it, `load` the model from the same folder, `trust` the crucible's key, make optimizer,
+        scheduler, scaler and copies as in the first process, and `attach` them; how the parameters are
+        grouped does not matter. Settings such as learning rates become those of the run.
+
+        Raises:
+            NotFoundError: if a file is missing.
+            ConfigError: if it was written by a newer version.
+            ArtifactIntegrityError: if a file was changed or damaged.
+            KernelRejectedError: if a kernel no longer verifies, or its crucible is not trusted.
+            HostError: if host, optimizer or copies are not like those of the run; in every case the
+                bed stands as before.
+
+        """
+        found = checkpoint.read(Path(folder))
+        if self._attachment is None and found.snapshot.state["optimizer"] is not None:
+            raise HostError("the run had an optimizer; attach() one like it before resume()")
+        before = self.mark()
+        for kernel, blob in found.kernels:
+            self._admission.admit(kernel, blob)
+        try:
+            self._return_to(found.mark(self._seeds.values(), self._admission), is_whole=True)
+        except Exception:
+            self._return_to(before)
+            raise
+        self._executed |= found.executed
+        return self._steps
 
     def unwrap(self) -> nn.Module:
         """Take the seeds out and return the host; blocks that were fossilized stay part of it.
@@ -403,10 +457,10 @@ class Bed:
             self._snapshot.restore(self._world(), gone=gone)
             self._snapshot = None
 
-    def _return_to(self, mark: Mark) -> None:
+    def _return_to(self, mark: Mark, *, is_whole: bool = False) -> None:
         gone = mark.restructure(self._seeds.values(), self._sampling.hook_of)
         self._copies.align()
-        mark.snapshot.restore(self._world(), gone=gone)
+        mark.snapshot.restore(self._world(), gone=gone, is_whole=is_whole)
         mark.refill(self._seeds.values())
         self._snapshot, self._steps = mark.pending, mark.step
         self._sampling.load_state_dict(dict(mark.sampling))

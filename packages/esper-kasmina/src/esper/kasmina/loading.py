@@ -3,52 +3,63 @@
 Reads what `saving.write` left in a folder and hands back a bed.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from esper.contracts import (
-    API_VERSION,
     ArtifactIntegrityError,
-    ConfigError,
+    BlueprintIR,
     HostError,
-    NotFoundError,
-    SeedState,
+    Site,
 )
+from esper.kasmina import checkpoint
 from esper.kasmina.bed import Bed
-from esper.kasmina.graft import CHILD
+from esper.kasmina.files import read
+from esper.kasmina.graft import child_name, is_graft_name
 from esper.kasmina.kernels import build_block
-from esper.kasmina.plan import plan
+from esper.kasmina.plan import Plan, plan, plan_sites
 from esper.kasmina.saving import (
+    ADVICE,
     LINEAGE_FILE,
-    LINEAGE_FORMAT_VERSION,
     MODEL_FILE,
     GraftRecord,
     Lineage,
     hash_state,
+    read_lineage,
     state_of,
 )
 from esper.kasmina.seed import GRAFTED
 from esper.kasmina.stages import StageLengths
-from esper.kasmina.wrapping import wrap
+from esper.kasmina.wrapping import SAMPLE_EVERY_STEPS, carry_out
 
 
 def load(
     model: nn.Module,
     folder: Path | str,
     *,
+    blueprints: Sequence[BlueprintIR] = (),
     stages: StageLengths | None = None,
-    sample_every_steps: int = 8,
+    sample_every_steps: int | None = SAMPLE_EVERY_STEPS,
+    sample_compiled: bool = False,
 ) -> Bed:
     """Grow `model`, a fresh host, into what `Bed.save` wrote into `folder`; outputs are identical.
 
     Everything is checked before the host is touched. Seeds that were not grafted yet are dormant; one
-    that was before its verdict can be fossilized but not undone, since no snapshot is saved.
+    that was before its verdict can be fossilized but not undone, since a saved model does not hold
+    what the host was before. `Bed.checkpoint` does: load from its folder gives the model too, and
+    then `Bed.resume` all the rest.
+
+    Args:
+        model: a host like the one that was saved; its own weights do not matter.
+        folder: what `Bed.save` or `Bed.checkpoint` wrote.
+        blueprints: as for `wrap`.
+        stages: as for `wrap`; with a checkpoint, by default those of the run.
+        sample_every_steps: as for `wrap`.
+        sample_compiled: as for `wrap`.
 
     Raises:
         NotFoundError: if a file is missing.
@@ -58,57 +69,32 @@ def load(
 
     """
     folder = Path(folder)
+    if not (folder / LINEAGE_FILE).exists() and checkpoint.is_in(folder):
+        manifest = checkpoint.read_manifest(folder)
+        stages = stages or manifest.stages
+        folder = folder / manifest.folder
     lineage = read_lineage(folder / LINEAGE_FILE)
     state = _read_state(folder / MODEL_FILE, lineage)
-    _check_host(model, state, lineage)
-    bed = wrap(model, targets=lineage.sites, stages=stages, sample_every_steps=sample_every_steps)
+    found = _plan(model, lineage)
+    _check_host(model, found, state, lineage)
+    bed = carry_out(
+        model,
+        found,
+        blueprints=blueprints,
+        stages=stages,
+        sample_every_steps=sample_every_steps,
+        sample_compiled=sample_compiled,
+    )
     for record in lineage.grafts:
-        seed = bed.seed((record.layer_id, 0))
-        device = str(seed.layer.get_parameter("weight").device)
-        bed.adopt(seed, record, build_block(record.ir, seed.site.signature, device=device))
+        seed = bed.seed((record.layer_id, record.seed_idx))
+        bed.adopt(seed, record, build_block(record.ir, record.signature, device=str(seed.device)))
     model.load_state_dict(state, strict=True)
     return bed
 
 
-def read_lineage(path: Path) -> Lineage:
-    """Read and verify `lineage.json`.
-
-    Raises:
-        NotFoundError: if it is missing.
-        ConfigError: if it was written by a newer version.
-        ArtifactIntegrityError: if it was changed or damaged.
-
-    """
-    data = _read(path)
-    try:
-        fields = json.loads(data)
-        version = fields["format_version"]
-        api_version = fields["api_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactIntegrityError(
-            f"{path} is damaged: it is not a lineage ({error!r})"
-        ) from error
-    if version != LINEAGE_FORMAT_VERSION or api_version != API_VERSION:
-        raise ConfigError(
-            f"{path} has format version {version!r} of API {api_version!r}; this installation reads "
-            f"version {LINEAGE_FORMAT_VERSION} of {API_VERSION!r}; use the one that wrote it, or a newer"
-        )
-    try:
-        lineage = Lineage.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactIntegrityError(f"{path} is damaged: {where}: {first['msg']}") from error
-    if lineage.content_sha256 != lineage.expected_content_sha256():
-        raise ArtifactIntegrityError(
-            f"{path} was changed: its content does not have the sha256 that it carries"
-        )
-    return lineage
-
-
 def _read_state(path: Path, lineage: Lineage) -> dict[str, Tensor]:
     try:
-        state = safetensors.torch.load(_read(path))
+        state = safetensors.torch.load(read(path, advice=ADVICE))
     except SafetensorError as error:
         raise ArtifactIntegrityError(f"{path} is damaged: {error}") from error
     if (found := hash_state(state)) != lineage.weights_sha256:
@@ -119,24 +105,29 @@ def _read_state(path: Path, lineage: Lineage) -> dict[str, Tensor]:
     return state
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist; give a folder that Bed.save wrote") from None
+def _plan(model: nn.Module, lineage: Lineage) -> Plan:
+    """Plan the sites that the saved model had."""
+    names = [site for site in lineage.sites if isinstance(site, str)]
+    if names:
+        return plan(model, names)
+    return plan_sites(model, [site for site in lineage.sites if isinstance(site, Site)])
 
 
-def _check_host(model: nn.Module, state: Mapping[str, Tensor], lineage: Lineage) -> None:
+def _check_host(
+    model: nn.Module, found: Plan, state: Mapping[str, Tensor], lineage: Lineage
+) -> None:
     """Pass silently if `state` belongs to `model` grown as the lineage says; touches nothing."""
-    found = plan(model, lineage.sites)
-    found.check()
-    sites = {site.name: site for site in found.sites}
-    expected = {name: tuple(value.shape) for name, value in state_of(model).items()}
-    problems = [f"the site {name!r} is missing" for name in lineage.sites if name not in sites]
+    problems = list(found.problems)
+    sites = {site.layer_id: site for site in found.sites}
+    expected = {n: tuple(v.shape) for n, v in state_of(model).items() if not is_graft_name(n)}
     for record in lineage.grafts:
-        problems.extend(_graft_problems(record, lineage))
-        prefix = f"{record.site}.{CHILD}."
-        expected |= {name: tuple(v.shape) for name, v in state.items() if name.startswith(prefix)}
+        site = sites.get(record.layer_id)
+        if problem := _graft_problem(record, site):
+            problems.append(problem)
+        elif site is not None:
+            child = child_name(record.seed_idx, site.num_seeds)
+            prefix = f"{record.site}.{child}." if record.site else f"{child}."
+            expected |= {n: tuple(v.shape) for n, v in state.items() if n.startswith(prefix)}
     saved = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected.keys() | saved.keys()):
         if expected.get(name) != saved.get(name):
@@ -152,9 +143,9 @@ def _check_host(model: nn.Module, state: Mapping[str, Tensor], lineage: Lineage)
         )
 
 
-def _graft_problems(record: GraftRecord, lineage: Lineage) -> list[str]:
-    if record.state not in GRAFTED or record.state is SeedState.DORMANT:
-        return [f"the block at {record.site!r} is saved in the state {record.state}"]
-    if record.layer_id >= len(lineage.sites) or lineage.sites[record.layer_id] != record.site:
-        return [f"the block at {record.site!r} says layer {record.layer_id}"]
-    return []
+def _graft_problem(record: GraftRecord, site: Site | None) -> str | None:
+    if record.state not in GRAFTED:
+        return f"the block at {record.site!r} is saved in the state {record.state}"
+    if site is None or site.name != record.site or record.seed_idx >= site.num_seeds:
+        return f"the block at {record.site!r} says seed {(record.layer_id, record.seed_idx)}"
+    return None

@@ -15,6 +15,7 @@ from esper.kasmina import modulestate
 from esper.kasmina.graft import Graft, SiteHook
 from esper.kasmina.kernels import Block
 from esper.kasmina.modulestate import State, copied
+from esper.kasmina.saving import in_order
 from esper.kasmina.seed import GRAFTED, Seed
 from esper.kasmina.undo import Snapshot, World
 
@@ -56,7 +57,7 @@ class Mark:
             snapshot=Snapshot.take(world),
             pending=pending,
             seeds={seed.seed_id: _capture(seed) for seed in seeds},
-            order=_order(seeds),
+            order=[seed.seed_id for seed in in_order(seeds)],
             sampling=sampling,
             blocks={seed.seed_id: seed.block for seed in seeds if seed.block is not None},
             grafts={seed.seed_id: seed.graft for seed in seeds if seed.graft is not None},
@@ -86,7 +87,10 @@ class Mark:
         """
         before = [p for seed in seeds if seed.graft is not None for p in seed.graft.parameters()]
         layers = {seed.seed_id: seed.layer for seed in seeds}
-        then, now = _by_layer(self.order, layers), _by_layer(_order(seeds), layers)
+        then, now = (
+            _by_layer(self.order, layers),
+            _by_layer([seed.seed_id for seed in in_order(seeds)], layers),
+        )
         for seed in seeds:
             is_same = self.grafts.get(seed.seed_id) is seed.graft
             if not is_same or then.get(seed.layer) != now.get(seed.layer):
@@ -115,14 +119,6 @@ class Mark:
         if state in HAS_BLOCK:
             seed.hook = hook_of(seed.layer)
         seed.enter(state)
-
-
-def _order(seeds: Collection[Seed]) -> list[SeedId]:
-    positions: dict[SeedId, int] = {}
-    for seed in seeds:
-        if seed.graft is not None:
-            positions[seed.seed_id] = list(seed.layer.children()).index(seed.graft)
-    return sorted(positions, key=lambda seed_id: (seed_id[0], positions[seed_id]))
 
 
 def _by_layer(

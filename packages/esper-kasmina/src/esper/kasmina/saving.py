@@ -1,36 +1,44 @@
-"""Writes a grown model to a folder: its state as safetensors, and how it grew as JSON.
+"""A grown model on disk: its state as safetensors, and how it grew as JSON.
 
-The bed calls `write`; `loading.load` reads both files back onto a fresh host.
+The bed calls `write`; `loading.load` brings both files back onto a fresh host. A checkpoint holds the
+same two files.
 """
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from esper.contracts import (
     API_VERSION,
+    ArtifactIntegrityError,
     BlueprintIR,
+    ConfigError,
     Contract,
     HostError,
     KernelSignature,
     SeedState,
     Sha256,
+    Site,
     canonical_json,
     sha256_hex,
 )
-from esper.kasmina.seed import Seed
+from esper.kasmina.files import read, write_atomically
+from esper.kasmina.seed import GRAFTED, Seed
 
-LINEAGE_FORMAT_VERSION = 1
+LINEAGE_FORMAT_VERSION = 2
 MODEL_FILE = "model.safetensors"
 LINEAGE_FILE = "lineage.json"
+MANIFEST_FILE = "checkpoint.json"
+"""In the folder of a checkpoint."""
+
+ADVICE = "give a folder that Bed.save or Bed.checkpoint wrote"
 
 
 class GraftRecord(Contract):
@@ -38,30 +46,36 @@ class GraftRecord(Contract):
 
     site: str
     layer_id: int = Field(ge=0)
+    seed_idx: int = Field(default=0, ge=0)
     state: SeedState
     alpha: float = Field(ge=0.0, le=1.0)
     kernel_id: Sha256
     blueprint_id: Sha256
     signature: KernelSignature
+    """What the kernel was built for."""
     ir: BlueprintIR
 
 
 class Lineage(Contract):
     """The content of `lineage.json`."""
 
-    format_version: Literal[1] = LINEAGE_FORMAT_VERSION
+    format_version: Literal[1, 2] = LINEAGE_FORMAT_VERSION
+    """1 knew only names of sites, and one seed at each."""
     api_version: str = API_VERSION
-    sites: tuple[str, ...]
+    sites: tuple[Site | str, ...]
     """Every place that had a seed, grown or not, in order."""
     grafts: tuple[GraftRecord, ...]
+    """In the order in which their layers hold them."""
     weights_sha256: Sha256
     """As `Bed.weights_sha256()`: over names, shapes, types and bytes of the model's whole state."""
     content_sha256: Sha256
     """Over the canonical JSON of the other fields."""
 
-    def expected_content_sha256(self) -> str:
-        """Return the hash that this lineage must carry."""
-        return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"content_sha256"})))
+
+def content_sha256_of(fields: Mapping[str, Any]) -> str:
+    """Return the hash that JSON fields must carry as their own `content_sha256`."""
+    others = {name: value for name, value in fields.items() if name != "content_sha256"}
+    return sha256_hex(canonical_json(others))
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -94,21 +108,54 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write(folder: Path, model: nn.Module, sites: Sequence[str], seeds: Sequence[Seed]) -> None:
-    """Write the state of `model` and the lineage of the grafted `seeds`, each file atomically."""
+def write(folder: Path, model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> None:
+    """Write the state of `model` and the lineage of its grafted `seeds`, each file atomically.
+
+    Raises:
+        ConfigError: if the folder holds a checkpoint.
+        HostError: as `render`.
+
+    """
+    if (folder / MANIFEST_FILE).exists():
+        raise ConfigError(f"{folder} holds a checkpoint; choose another folder for the model")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in render(model, sites, seeds).items():
+        write_atomically(folder / name, data)
+
+
+def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> dict[str, bytes]:
+    """Return the bytes of each file that `write` writes, by name.
+
+    Raises:
+        HostError: if the host's state holds something other than tensors.
+
+    """
     # Clones, because safetensors refuses tensors that share memory, as tied weights do. The fresh
     # host ties its own again.
     state = {name: value.cpu().clone().contiguous() for name, value in state_of(model).items()}
     draft = Lineage(
         sites=tuple(sites),
-        grafts=tuple(_record(seed) for seed in seeds),
+        grafts=tuple(_record(seed) for seed in in_order(seeds)),
         weights_sha256=hash_state(state),
         content_sha256="0" * 64,
     )
-    lineage = draft.model_copy(update={"content_sha256": draft.expected_content_sha256()})
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(folder / MODEL_FILE, safetensors.torch.save(state))
-    _write_atomically(folder / LINEAGE_FILE, (lineage.model_dump_json(indent=2) + "\n").encode())
+    content = content_sha256_of(draft.model_dump(mode="json"))
+    lineage = draft.model_copy(update={"content_sha256": content})
+    return {
+        MODEL_FILE: safetensors.torch.save(state),
+        LINEAGE_FILE: (lineage.model_dump_json(indent=2) + "\n").encode(),
+    }
+
+
+def in_order(seeds: Collection[Seed]) -> list[Seed]:
+    """Return the seeds whose blocks are in the host, in the order in which their layers hold them."""
+    places = {
+        id(child): place
+        for layer in {seed.layer for seed in seeds if seed.graft is not None}
+        for place, child in enumerate(layer.children())
+    }
+    grafted = [seed for seed in seeds if seed.state in GRAFTED]
+    return sorted(grafted, key=lambda seed: (seed.seed_id[0], places[id(seed.graft)]))
 
 
 def _record(seed: Seed) -> GraftRecord:
@@ -117,6 +164,7 @@ def _record(seed: Seed) -> GraftRecord:
     return GraftRecord(
         site=seed.site.name,
         layer_id=seed.site.layer_id,
+        seed_idx=seed.seed_id[1],
         state=seed.state,
         alpha=seed.alpha,
         kernel_id=seed.kernel_id,
@@ -126,16 +174,38 @@ def _record(seed: Seed) -> GraftRecord:
     )
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write all of it or nothing: readers see the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+def read_lineage(path: Path) -> Lineage:
+    """Read and verify `lineage.json`.
+
+    Raises:
+        NotFoundError: if it is missing.
+        ConfigError: if it was written by a newer version.
+        ArtifactIntegrityError: if it was changed or damaged.
+
+    """
+    data = read(path, advice=ADVICE)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        fields = cast("dict[str, Any]", json.loads(data))
+        version = fields["format_version"]
+        api_version = fields["api_version"]
+        content = fields["content_sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactIntegrityError(
+            f"{path} is damaged: it is not a lineage ({error!r})"
+        ) from error
+    if version not in range(1, LINEAGE_FORMAT_VERSION + 1) or api_version != API_VERSION:
+        raise ConfigError(
+            f"{path} has format version {version!r} of API {api_version!r}; this installation reads "
+            f"up to version {LINEAGE_FORMAT_VERSION} of {API_VERSION!r}; use the one that wrote it, "
+            "or a newer"
+        )
+    if content != content_sha256_of(fields):
+        raise ArtifactIntegrityError(
+            f"{path} was changed: its content does not have the sha256 that it carries"
+        )
+    try:
+        return Lineage.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactIntegrityError(f"{path} is damaged: {where}: {first['msg']}") from error

@@ -74,8 +74,17 @@ def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Sta
     }
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: State) -> None:
+def check_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    state: State,
+    *,
+    gone: Collection[nn.Parameter],
+    is_whole: bool,
+) -> None:
     """Pass silently if `state` has its place in `optimizer`, by names alone.
+
+    `is_whole`: the optimizer trains nothing else, but for what is `gone`.
 
     Raises:
         HostError: if it is of another class or trains other parameters.
@@ -86,7 +95,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, st
             f"the optimizer is a {type(optimizer).__name__}, the state is that of a "
             f"{state['class']}; make one of that class"
         )
-    here = _named(optimizer, model, None)
+    here = _named(optimizer, model, None, gone)
     owned = {id(p) for group in groups_of(optimizer) for p in group["params"]}
     live = {name for name, p in here.items() if id(p) in owned}
     saved = {name for group in state["groups"] for name in group["params"]}
@@ -95,7 +104,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, st
             f"the state trains {', '.join(missing[:8])}, which this host and optimizer do not have; "
             "give the optimizer the same parameters as before"
         )
-    if extra := sorted(live - saved):
+    if is_whole and (extra := sorted(live - saved)):
         raise HostError(
             f"the optimizer trains {', '.join(extra[:8])}, of which the state says nothing; give it "
             "the same parameters as before"
@@ -115,7 +124,7 @@ def apply_optimizer(
     Groups that came later stay behind the others, but for parameters that are `gone`. Returns the
     positions that these groups had before.
     """
-    here = _named(optimizer, model, known)
+    here = _named(optimizer, model, known, gone)
     for name, saved in state["foreign"].items():
         modulestate.apply_parameter(here[name], saved)
     groups = groups_of(optimizer)
@@ -261,17 +270,22 @@ def _found(pending: Mapping[str, Any]) -> State:
     }
 
 
-def _foreign(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
+def _foreign(
+    optimizer: torch.optim.Optimizer, model: nn.Module, gone: Collection[nn.Parameter] = ()
+) -> dict[str, nn.Parameter]:
     """Name the parameters that are not the host's, in the optimizer's order."""
-    own = {id(p) for p in model.parameters()}
-    found = {id(p): p for g in groups_of(optimizer) for p in g["params"] if id(p) not in own}
+    known = {id(p) for p in (*model.parameters(), *gone)}
+    found = {id(p): p for g in groups_of(optimizer) for p in g["params"] if id(p) not in known}
     return {f"{FOREIGN}{i}": p for i, p in enumerate(found.values())}
 
 
 def _named(
-    optimizer: torch.optim.Optimizer, model: nn.Module, known: Identity | None
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    known: Identity | None,
+    gone: Collection[nn.Parameter],
 ) -> dict[str, nn.Parameter]:
-    foreign = _foreign(optimizer, model) if known is None else known.foreign
+    foreign = _foreign(optimizer, model, gone) if known is None else known.foreign
     return dict(model.named_parameters()) | foreign
 
 

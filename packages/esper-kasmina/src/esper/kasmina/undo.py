@@ -116,8 +116,12 @@ class Snapshot:
         then = self._identity.world
         return then.model is world.model and then.optimizer is world.optimizer
 
-    def check(self, world: World) -> None:
+    def check(
+        self, world: World, *, gone: Collection[nn.Parameter] = (), is_whole: bool = False
+    ) -> None:
         """Pass silently if this can be restored into `world`; changes nothing.
+
+        With `is_whole`, the optimizer must not train anything that this does not know.
 
         Raises:
             HostError: saying what does not fit.
@@ -140,13 +144,18 @@ class Snapshot:
         if world.optimizer is None or state["optimizer"] is None:
             return
         if self._identity is None:
-            trainerstate.check_optimizer_state(world.optimizer, world.model, state["optimizer"])
+            trainerstate.check_optimizer_state(
+                world.optimizer, world.model, state["optimizer"], gone=gone, is_whole=is_whole
+            )
         trainerstate.check_scheduler_state(world.scheduler, state["scheduler"], likes=self._likes)
 
-    def restore(self, world: World, *, gone: Collection[nn.Parameter] = ()) -> None:
+    def restore(
+        self, world: World, *, gone: Collection[nn.Parameter] = (), is_whole: bool = False
+    ) -> None:
         """Put everything back in place; parameters, buffers and groups stay the same objects.
 
-        What the snapshot does not know stays as it is; parameters in `gone` leave the optimizer.
+        What the snapshot does not know stays as it is, unless it `is_whole`; parameters in `gone`
+        leave the optimizer.
 
         Raises:
             HostError: if `world` is not one that it fits; then no value was changed.
@@ -156,7 +165,7 @@ class Snapshot:
         if identity is not None:
             for module in identity.modules:
                 module.restore()
-        self.check(world)
+        self.check(world, gone=gone, is_whole=is_whole)
         state = self.state
         modulestate.apply(world.model, state["host"])
         for module, saved in zip(world.copies, state["copies"], strict=True):

@@ -1,0 +1,311 @@
+"""A whole run on disk: what a killed process needs to go on to the very same final weights.
+
+The bed calls `write` with a mark of the run, and `read` to get one back in a new process.
+
+    folder/checkpoint.json                 which moment is the current one; replaced last
+    folder/step-000000120-5d1f0c2a/        that moment
+        model.safetensors, lineage.json    the model, as `Bed.save` writes it
+        run.json, run.safetensors          everything else, see `statetree`
+        kernel-<sha256>.safetensors        the bytes of each admitted kernel
+
+Every file is named in `checkpoint.json` with its sha256. A process that dies while it writes leaves the
+previous moment in place; the next `write` clears away what it left.
+"""
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from esper.contracts import (
+    API_VERSION,
+    ArtifactIntegrityError,
+    CompiledKernelArtifact,
+    ConfigError,
+    Contract,
+    HostError,
+    SeedState,
+    Sha256,
+    sha256_hex,
+)
+from esper.kasmina import files, statetree
+from esper.kasmina.admission import Admission
+from esper.kasmina.graft import Graft
+from esper.kasmina.kernels import Block, build_block, first_line
+from esper.kasmina.marks import HAS_BLOCK, Mark, SeedId
+from esper.kasmina.modulestate import State
+from esper.kasmina.saving import (
+    LINEAGE_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Lineage,
+    content_sha256_of,
+    read_lineage,
+)
+from esper.kasmina.seed import Seed
+from esper.kasmina.stages import StageLengths
+from esper.kasmina.undo import Snapshot
+
+FORMAT_VERSION = 1
+RUN_FILE = "run.json"
+RUN_TENSORS_FILE = "run.safetensors"
+
+FOLDER = r"step-\d{9,}-[0-9a-f]{8}"
+FILE = r"[a-z]+\.(json|safetensors)|kernel-[0-9a-f]{64}\.safetensors"
+"""Names that a manifest may give: nothing outside its folder is ever read or removed."""
+
+ADVICE = "give a folder that Bed.checkpoint wrote"
+
+
+class Manifest(Contract):
+    """The content of `checkpoint.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    api_version: str = API_VERSION
+    step: int = Field(ge=0)
+    """Steps of the optimizer that the bed had counted."""
+    folder: str = Field(pattern=f"^{FOLDER}$")
+    files: dict[str, Sha256]
+    stages: StageLengths
+    content_sha256: Sha256
+    """Over the canonical JSON of the other fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A run as it was read back."""
+
+    step: int
+    snapshot: Snapshot
+    pending: Snapshot | None
+    seeds: Mapping[SeedId, State]
+    order: list[SeedId]
+    sampling: State
+    executed: frozenset[str]
+    kernels: list[tuple[CompiledKernelArtifact, bytes]]
+    lineage: Lineage
+
+    def mark(self, seeds: Collection[Seed], admission: Admission) -> Mark:
+        """Return the moment as a mark of these seeds, with a block for each that had one.
+
+        A block that is in the host already, as after `load`, stays: the optimizer may hold it.
+
+        Raises:
+            HostError: if the run had other seeds.
+            KernelRejectedError: if a kernel does not verify.
+
+        """
+        blank = Mark(
+            step=self.step,
+            snapshot=self.snapshot,
+            pending=self.pending,
+            seeds=self.seeds,
+            order=self.order,
+            sampling=self.sampling,
+            blocks={},
+            grafts={},
+        )
+        blank.check(seeds)
+        records = {(record.layer_id, record.seed_idx): record for record in self.lineage.grafts}
+        blocks: dict[SeedId, Block] = {}
+        grafts: dict[SeedId, Graft] = {}
+        for seed in seeds:
+            state, kernel_id = (
+                self.seeds[seed.seed_id]["state"],
+                self.seeds[seed.seed_id]["kernel_id"],
+            )
+            if (record := records.get(seed.seed_id)) is not None:
+                is_here = seed.graft is not None and seed.kernel_id == kernel_id
+                graft = seed.graft if is_here else None
+                if graft is None:
+                    block = build_block(record.ir, record.signature, device=str(seed.device))
+                    graft = Graft(block, seed.span, seed.device)
+                blocks[seed.seed_id], grafts[seed.seed_id] = graft.block, graft
+            elif SeedState(state) in HAS_BLOCK:
+                blocks[seed.seed_id] = admission.load(kernel_id, seed.device)
+        return replace(blank, blocks=blocks, grafts=grafts)
+
+
+def write(
+    folder: Path,
+    mark: Mark,
+    *,
+    model_files: Mapping[str, bytes],
+    stages: StageLengths,
+    executed: Collection[str],
+    kernels: Collection[tuple[CompiledKernelArtifact, bytes]],
+) -> None:
+    """Make `mark` the current moment of the run in `folder`.
+
+    Raises:
+        ConfigError: if the folder holds a saved model.
+        HostError: if something in the run's state cannot be written, and what.
+        OSError: if the folder cannot be written; what was there before stays usable.
+
+    """
+    if (folder / LINEAGE_FILE).exists():
+        raise ConfigError(f"{folder} holds a saved model; choose another folder for the checkpoint")
+    run = _run_of(mark, model_files[MODEL_FILE]) | {
+        "executed": sorted(executed),
+        "kernels": [record.model_dump_json() for record, _ in kernels],
+    }
+    document, tensors = statetree.pack(run, name="run")
+    contents = dict(model_files) | {RUN_FILE: document, RUN_TENSORS_FILE: tensors}
+    contents |= {_kernel_file(record.kernel_id): blob for record, blob in kernels}
+    name = f"step-{mark.step:09d}-{uuid.uuid4().hex[:8]}"
+    draft = Manifest(
+        step=mark.step,
+        folder=name,
+        files={file: sha256_hex(data) for file, data in sorted(contents.items())},
+        stages=stages,
+        content_sha256="0" * 64,
+    )
+    content = content_sha256_of(draft.model_dump(mode="json"))
+    manifest = draft.model_copy(update={"content_sha256": content})
+    moment = folder / name
+    moment.mkdir(parents=True)
+    try:
+        for file, data in contents.items():
+            files.write_atomically(moment / file, data)
+        # From here on this is the current moment.
+        text = manifest.model_dump_json(indent=2) + "\n"
+        files.write_atomically(folder / MANIFEST_FILE, text.encode())
+    except BaseException:
+        shutil.rmtree(moment, ignore_errors=True)
+        raise
+    _clear(folder, keep=name)
+
+
+def is_in(folder: Path) -> bool:
+    """Tell whether `folder` holds a checkpoint."""
+    return (folder / MANIFEST_FILE).exists()
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read and verify the current moment of a run.
+
+    Raises:
+        NotFoundError: if a file is missing.
+        ConfigError: if it was written by a newer version.
+        ArtifactIntegrityError: if a file was changed or damaged; names it.
+
+    """
+    manifest = read_manifest(folder)
+    moment = folder / manifest.folder
+    contents = {name: _verified(moment / name, sha) for name, sha in manifest.files.items()}
+    path = moment / RUN_FILE
+    try:
+        run = statetree.unpack(contents[RUN_FILE], contents[RUN_TENSORS_FILE])
+        model = safetensors.torch.load(contents[MODEL_FILE])
+        records = [CompiledKernelArtifact.model_validate_json(text) for text in run["kernels"]]
+        for name, saved in run["now"]["host"]["parameters"].items():
+            saved["value"] = model[name] if saved["value"] is None else saved["value"]
+        return Checkpoint(
+            step=manifest.step,
+            snapshot=Snapshot(state=run["now"]),
+            pending=None if run["pending"] is None else Snapshot(state=run["pending"]),
+            seeds={(a, b): state for a, b, state in run["seeds"]},
+            order=[(a, b) for a, b in run["order"]],
+            sampling=run["sampling"],
+            executed=frozenset(run["executed"]),
+            kernels=[(record, contents[_kernel_file(record.kernel_id)]) for record in records],
+            lineage=read_lineage(moment / LINEAGE_FILE),
+        )
+    except (ArtifactIntegrityError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactIntegrityError(f"{path} is damaged: {error!r}") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and verify `checkpoint.json`.
+
+    Raises:
+        NotFoundError: if it is missing.
+        ConfigError: if it was written by a newer version.
+        ArtifactIntegrityError: if it was changed or damaged.
+
+    """
+    path = folder / MANIFEST_FILE
+    data = files.read(path, advice=ADVICE)
+    try:
+        fields = cast("dict[str, Any]", json.loads(data))
+        version, api_version = fields["format_version"], fields["api_version"]
+        content = fields["content_sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactIntegrityError(f"{path} is damaged: not a checkpoint ({error!r})") from error
+    if version != FORMAT_VERSION or api_version != API_VERSION:
+        raise ConfigError(
+            f"{path} has format version {version!r} of API {api_version!r}; this installation reads "
+            f"version {FORMAT_VERSION} of {API_VERSION!r}; use the one that wrote it, or a newer"
+        )
+    try:
+        if content != content_sha256_of(fields):
+            raise ValueError("its content does not have the sha256 that it carries")
+        manifest = Manifest.model_validate_json(data)
+        if odd := [name for name in manifest.files if not re.fullmatch(FILE, name)]:
+            raise ValueError(f"{odd} are not names of its files")
+    except ValueError as error:
+        raise ArtifactIntegrityError(f"{path} was changed: {first_line(error)}") from error
+    return manifest
+
+
+def _run_of(mark: Mark, model_file: bytes) -> State:
+    """Return what `mark` holds and the model's own file does not, as plain data."""
+    now = dict(mark.snapshot.state)
+    for part in (now, *([] if mark.pending is None else [mark.pending.state])):
+        _check_scaler(part)
+    saved = safetensors.torch.load(model_file)
+    host = dict(now["host"])
+    host["parameters"] = {
+        name: state | {"value": None} if _is_same(state["value"], saved.get(name)) else state
+        for name, state in host["parameters"].items()
+    }
+    return {
+        "now": now | {"host": host},
+        "pending": None if mark.pending is None else mark.pending.state,
+        "seeds": [[*seed_id, dict(state)] for seed_id, state in mark.seeds.items()],
+        "order": [list(seed_id) for seed_id in mark.order],
+        "sampling": mark.sampling,
+    }
+
+
+def _check_scaler(state: State) -> None:
+    if state["scaler"] is not None and state["scaler"]["others"]:
+        raise HostError(
+            "the gradient scaler holds what it found for another optimizer, which means nothing in "
+            "another process; make the checkpoint after scaler.update()"
+        )
+
+
+def _is_same(value: Tensor, saved: Tensor | None) -> bool:
+    return saved is not None and value.dtype == saved.dtype and torch.equal(value.cpu(), saved)
+
+
+def _kernel_file(kernel_id: str) -> str:
+    return f"kernel-{kernel_id}.safetensors"
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    data = files.read(path, advice=f"{MANIFEST_FILE} names it: the checkpoint is incomplete")
+    if (found := sha256_hex(data)) != sha256:
+        raise ArtifactIntegrityError(
+            f"{path} was changed or cut: it has the sha256 {found[:12]}, {MANIFEST_FILE} says "
+            f"{sha256[:12]}"
+        )
+    return data
+
+
+def _clear(folder: Path, *, keep: str) -> None:
+    """Remove earlier moments, and what a process that died may have left of one."""
+    for path in folder.iterdir():
+        if path.name != keep and re.fullmatch(FOLDER, path.name):
+            # What cannot be removed costs space only; the checkpoint is complete.
+            shutil.rmtree(path, ignore_errors=True)
