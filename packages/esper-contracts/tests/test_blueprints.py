@@ -1,5 +1,6 @@
 """Blueprints: what a design may say, and the message when it says something else."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,14 +9,19 @@ from pydantic import ValidationError
 from esper.contracts import (
     OPERATORS,
     Blueprint,
+    BlueprintError,
     BlueprintIR,
     CheckResult,
     CompiledKernelArtifact,
     Endorsement,
     KernelSignature,
     KernelStatus,
+    OperatorSpec,
     SiteKind,
     ValidationReport,
+    add_operator,
+    is_custom,
+    remove_operator,
 )
 
 UP = {"name": "up", "op": "linear", "inputs": ["input"], "params": {"out": "4*D"}}
@@ -170,3 +176,81 @@ def test_the_signed_statement_covers_identity_and_purpose_and_nothing_that_chang
         {"signature": SIGNATURE.model_copy(update={"features": 9})},
     ):
         assert kernel(**change).statement() != plain.statement()
+
+
+def test_operators_know_the_kinds_they_work_on() -> None:
+    for kind, op in (
+        ("features", "layer_norm"),
+        ("sequence", "self_attention"),
+        ("sequence", "causal_attention"),
+        ("causal_sequence", "causal_token_conv"),
+        ("channels_1d", "conv1d"),
+        ("channels_3d", "global_mean"),
+    ):
+        fields = {"name": "n", "op": op, "inputs": ["input"]}
+        params = dict.fromkeys(OPERATORS[op].sizes, "D")
+        assert ir(node(fields, params=params), kind=kind).kind == kind
+    for kind, op in (
+        ("causal_sequence", "self_attention"),
+        ("causal_sequence", "token_conv"),
+        ("causal_sequence", "global_mean"),
+        ("features", "global_mean"),
+        ("channels_1d", "conv2d"),
+    ):
+        fields = {"name": "n", "op": op, "inputs": ["input"]}
+        params = dict.fromkeys(OPERATORS[op].sizes, "D")
+        with pytest.raises(ValidationError, match=rf"{op} does not work on {kind} sites; allowed"):
+            ir(node(fields, params=params), kind=kind)
+
+
+CUSTOM = {"name": "mix", "op": "fourier@1", "inputs": ["input"], "params": {"out": "D"}}
+
+
+@pytest.fixture
+def fourier() -> Iterator[OperatorSpec]:
+    spec = OperatorSpec(
+        arity=1, kinds=frozenset({SiteKind.FEATURES}), options={"mode": ("soft", "hard")}
+    )
+    add_operator("fourier@1", spec)
+    yield spec
+    if "fourier@1" in OPERATORS:
+        remove_operator("fourier@1")
+
+
+def test_a_design_may_name_an_operator_that_only_others_have() -> None:
+    design = ir(CUSTOM, node(CUSTOM, name="more", params={"anything": True}))
+    assert design.unknown_operators == ("fourier@1",)
+    read = BlueprintIR.model_validate_json(design.model_dump_json())
+    assert read.content_hash() == design.content_hash()
+    assert ir().unknown_operators == ()
+
+
+def test_a_registered_operator_is_checked_like_a_built_in_one(fourier: OperatorSpec) -> None:
+    assert OPERATORS["fourier@1"] is fourier
+    assert ir(node(CUSTOM, params={"mode": "hard"})).unknown_operators == ()
+    with pytest.raises(ValidationError, match=r"fourier@1 has no parameter \['out'\]; it has"):
+        ir(CUSTOM)
+    with pytest.raises(ValidationError, match="fourier@1 does not work on channels_2d sites"):
+        ir(node(CUSTOM, params={}), kind="channels_2d")
+    with pytest.raises(ValidationError, match="fourier@1 takes 1 inputs, got 2"):
+        ir(node(CUSTOM, params={}, inputs=["input", "input"]))
+
+
+def test_an_operator_comes_and_goes_once(fourier: OperatorSpec) -> None:
+    with pytest.raises(BlueprintError, match="already registered; give another implementation"):
+        add_operator("fourier@1", fourier)
+    remove_operator("fourier@1")
+    assert "fourier@1" not in OPERATORS
+    with pytest.raises(
+        BlueprintError, match="'fourier@1' is not registered here; registered: none"
+    ):
+        remove_operator("fourier@1")
+
+
+@pytest.mark.parametrize("op", ["fourier", "fourier@", "@1", "Fourier@1", "a b@1", "f@1\n", "f@é"])
+def test_operators_of_ones_own_have_a_name_and_a_version(op: str) -> None:
+    assert not is_custom(op)
+    with pytest.raises(BlueprintError, match="expected name@version, for example 'fourier_mix@1'"):
+        add_operator(op, OperatorSpec(arity=1, kinds=frozenset(SiteKind)))
+    with pytest.raises(ValidationError, match="uses operator"):
+        ir(node(CUSTOM, op=op))

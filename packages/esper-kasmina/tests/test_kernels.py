@@ -6,11 +6,11 @@
 import io
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from design_factory import design, node, signature_for
 from hypothesis import given
 from hypothesis import strategies as st
 from kasmina_factory import blueprint
@@ -20,7 +20,6 @@ from esper.contracts import (
     BlueprintIR,
     KernelRejectedError,
     KernelSignature,
-    OperatorNode,
     SiteKind,
     sha256_hex,
 )
@@ -38,21 +37,9 @@ from esper.kasmina.packing import read_header
 NAMES = [ir.name for ir in builtin_blueprints()]
 
 
-def node(name: str, op: str, *inputs: str, **params: Any) -> OperatorNode:
-    return OperatorNode(name=name, op=op, inputs=inputs, params=params)
-
-
-def design(*nodes: OperatorNode, kind: SiteKind = SiteKind.FEATURES) -> BlueprintIR:
-    return BlueprintIR(name="design", kind=kind, nodes=nodes)
-
-
-def signature(ir: BlueprintIR, features: int = 4, dtype: str = "float32") -> KernelSignature:
-    return KernelSignature.model_validate({"kind": ir.kind, "features": features, "dtype": dtype})
-
-
 def packed(name: str, *, seed: int = 0, dtype: str = "float32") -> bytes:
     ir = blueprint(name)
-    block = build_block(ir, signature(ir, dtype=dtype))
+    block = build_block(ir, signature_for(ir, dtype=dtype))
     initialise_block(block, torch.Generator().manual_seed(seed))
     return pack_kernel(ir, block.signature, block)
 
@@ -104,16 +91,16 @@ def test_other_weights_give_other_bytes() -> None:
 
 def test_building_draws_from_no_global_stream_and_gives_zeros() -> None:
     before = torch.get_rng_state()
-    block = build_block(blueprint("gated_mlp"), signature(blueprint("gated_mlp")))
+    block = build_block(blueprint("gated_mlp"), signature_for(blueprint("gated_mlp")))
     initialise_block(block, torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
-    fresh = build_block(blueprint("gated_mlp"), signature(blueprint("gated_mlp")))
+    fresh = build_block(blueprint("gated_mlp"), signature_for(blueprint("gated_mlp")))
     assert all(not p.any() for p in fresh.parameters())
 
 
 def test_initial_weights_fill_the_kaiming_interval() -> None:
     ir = design(node("only", "linear", "input", out="D"))
-    block = build_block(ir, signature(ir, features=300))
+    block = build_block(ir, signature_for(ir, features=300))
     initialise_block(block, torch.Generator().manual_seed(0))
     weight = block.state_dict()["node_only.weight"]
     assert float(weight.abs().max()) == pytest.approx((3 / 300) ** 0.5, rel=1e-3)
@@ -135,7 +122,7 @@ def test_widths_follow_each_value_and_gates_may_broadcast() -> None:
         node("back", "linear", "wide", out="D"),
         node("end", "multiply", "open", "back"),
     )
-    block = build_block(ir, signature(ir))
+    block = build_block(ir, signature_for(ir))
     assert block(torch.ones(2, 5, 4)).shape == (2, 5, 4)
 
 
@@ -175,7 +162,7 @@ def test_a_design_that_does_not_fit_is_refused_before_anything_is_allocated(
     ir: BlueprintIR, message: str
 ) -> None:
     with pytest.raises(BlueprintError, match=message):
-        build_block(ir, signature(ir))
+        build_block(ir, signature_for(ir))
 
 
 def test_a_design_of_the_other_kind_is_refused() -> None:
@@ -189,7 +176,7 @@ def test_wider_kernels_of_images_keep_height_and_width() -> None:
         node("far", "conv2d", "input", out="D", kernel_size=7, dilation=3),
         kind=SiteKind.CHANNELS_2D,
     )
-    assert build_block(ir, signature(ir))(torch.ones(1, 4, 5, 6)).shape == (1, 4, 5, 6)
+    assert build_block(ir, signature_for(ir))(torch.ones(1, 4, 5, 6)).shape == (1, 4, 5, 6)
 
 
 @given(data=st.data())

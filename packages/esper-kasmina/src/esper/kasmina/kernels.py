@@ -127,8 +127,8 @@ def template_of(ir: BlueprintIR, signature: KernelSignature) -> Template:
         BlueprintError: naming the node and the shapes that do not fit, or the unknown operator.
 
     """
-    header = KernelHeader(ir=ir, signature=signature)
     try:
+        header = KernelHeader(ir=ir, signature=signature)
         return template_of_header(canonical_json(header).decode())
     except ValidationError as error:  # an operator was registered after the design was made
         raise BlueprintError(f"blueprint {ir.name!r}: {first_line(error)}") from error
@@ -262,7 +262,17 @@ def _add_layers(block: Block) -> None:
         if any(is_custom(node.op) for node in ir.nodes):
             # Built-in operators treat all extents alike; others may depend on the ones they saw.
             x = torch.empty(_other_shape(block.signature), dtype=dtype, device="meta")
-            _check_output(ir, x, block(x))
+            _check_output(ir, x, _run(block, x))
+
+
+def _run(block: Block, x: Tensor) -> Tensor:
+    try:
+        return block(x)
+    except _UNFIT as error:
+        raise BlueprintError(
+            f"blueprint {block.ir.name!r} works on {probe_shape(block.signature)}, but not on "
+            f"{tuple(x.shape)}: {first_line(error)}"
+        ) from error
 
 
 def _check_output(ir: BlueprintIR, x: Tensor, out: Tensor) -> None:
