@@ -265,7 +265,8 @@ def test_a_kernel_that_no_longer_verifies_is_not_run_and_training_goes_on(
     def refuse(*_: object) -> None:
         raise KernelRejectedError("the endorsement does not verify")
 
-    monkeypatch.setattr("esper.kasmina.admission.verify_endorsement", refuse)
+    # A block from the cache was verified before; this stands for one whose bytes have changed.
+    monkeypatch.setattr("esper.kasmina.admission.Admission.load", refuse)
     with loop.tamiyo:
         for _, packet in loop.run(10):
             if _reached(packet, SeedState.CANCELLED):

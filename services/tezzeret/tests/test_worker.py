@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from esper.contracts import (
+    BackendUnavailableError,
     BlueprintError,
     BlueprintIR,
     BlueprintStatus,
@@ -17,6 +18,8 @@ from esper.contracts import (
     Library,
     MessageError,
     NotFoundError,
+    OperatorNode,
+    SiteKind,
     TopicNames,
     Worker,
     WorkerContext,
@@ -71,6 +74,20 @@ def test_a_message_handled_twice_has_the_effect_of_once(
     records = library.query(KernelQuery(status=None))
     assert forge.handle(submitted) == first
     assert library.query(KernelQuery(status=None)) == records
+
+
+def test_a_design_with_an_operator_that_is_not_here_is_left_to_other_forges(
+    forge: Worker, library: Library, make_signature: MakeSignature
+) -> None:
+    node = OperatorNode(name="mix", op="fourier@1", inputs=("input",))
+    ir = BlueprintIR(name="mine", kind=SiteKind.FEATURES, nodes=(node,))
+    blueprint = library.submit_blueprint(ir)
+    message = BlueprintSubmitted(
+        blueprint_id=blueprint.blueprint_id, signatures=(make_signature(8),)
+    )
+    with pytest.raises(BackendUnavailableError, match="'mine' uses fourier@1, which is not regis"):
+        forge.handle(message)
+    assert library.query(KernelQuery(status=None)) == []
 
 
 def test_an_unknown_blueprint_is_named(forge: Worker, submitted: BlueprintSubmitted) -> None:

@@ -10,14 +10,16 @@ from esper.contracts import (
     BackendUnavailableError,
     BlueprintIR,
     CompiledKernelArtifact,
+    SiteKind,
     ValidationReport,
 )
-from esper.kasmina import builtin_blueprints
+from esper.kasmina import builtin_blueprints, register_operator, unregister_operator
 from esper.urabrask import judge
 from esper.urabrask.checks import CHECKS
 
 type Forged = tuple[CompiledKernelArtifact, bytes]
 type Forge = Callable[..., Forged]
+type MakeIR = Callable[..., BlueprintIR]
 
 
 def judged(forged: Forged) -> ValidationReport:
@@ -155,6 +157,24 @@ def test_a_kernel_for_a_device_that_is_not_here_is_left_to_others(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendUnavailableError, match="is for cuda, which this machine does not"):
         judged(forge(device="cuda"))
+
+
+def test_a_kernel_with_an_operator_that_is_not_here_is_left_to_others(
+    forge: Forge, make_ir: MakeIR
+) -> None:
+    register_operator(
+        "plain@1",
+        kinds={SiteKind.FEATURES},
+        factory=lambda context: torch.nn.Linear(context.width, context.width),
+        options={"init": ("kaiming", "zeros")},
+    )
+    try:
+        kernel, blob = forge(make_ir(("out", "plain@1", "input", {"init": "zeros"})))
+        assert failed(judge(kernel, blob, validator_id="test")) == []
+    finally:
+        unregister_operator("plain@1")
+    with pytest.raises(BackendUnavailableError, match=r"uses plain@1, which is not registered in"):
+        judge(kernel, blob, validator_id="test")
 
 
 def settings_of_torch() -> tuple[object, ...]:
