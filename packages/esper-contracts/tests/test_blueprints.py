@@ -254,3 +254,20 @@ def test_operators_of_ones_own_have_a_name_and_a_version(op: str) -> None:
         add_operator(op, OperatorSpec(arity=1, kinds=frozenset(SiteKind)))
     with pytest.raises(ValidationError, match="uses operator"):
         ir(node(CUSTOM, op=op))
+
+
+@pytest.mark.parametrize("site", SiteKind)
+def test_a_kernel_fits_a_site_that_takes_its_kind_and_is_alike_in_all_else(site: SiteKind) -> None:
+    place = SIGNATURE.model_copy(update={"kind": site})
+    for kind in SiteKind:
+        kernel = SIGNATURE.model_copy(update={"kind": kind})
+        assert kernel.fits(place) == (kind in site.takes)
+        for change in ({"features": 9}, {"dtype": "float64"}, {"device": "cuda"}):
+            assert not kernel.model_copy(update=change).fits(place)
+
+
+def test_sequences_take_what_needs_less() -> None:
+    assert SiteKind.FEATURES.takes == {SiteKind.FEATURES}
+    assert SiteKind.CAUSAL_SEQUENCE.takes == {SiteKind.FEATURES, SiteKind.CAUSAL_SEQUENCE}
+    assert SiteKind.SEQUENCE.takes == {*SiteKind.CAUSAL_SEQUENCE.takes, SiteKind.SEQUENCE}
+    assert SiteKind.CHANNELS_2D.takes == {SiteKind.CHANNELS_2D}

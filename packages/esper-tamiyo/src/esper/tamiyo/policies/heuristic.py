@@ -99,7 +99,7 @@ class Heuristic:
             for seed in observation.seeds
             if seed.state is SeedState.DORMANT
             for kernel in observation.kernels
-            if kernel.signature == _site_of(observation, seed).signature
+            if kernel.signature.fits(_site_of(observation, seed).signature)
             and (seed.seed_id, kernel.kernel_id) not in failed
         ]
         return sorted(found, key=lambda c: (-c.score, c.seed_id, c.kernel_id))
