@@ -9,12 +9,24 @@ from typing import Any
 import pytest
 import torch
 from kasmina_beds import ALL_HOSTS
-from kasmina_factory import PATHS, QUICK, TO_FOSSILIZED, TO_TRAINING, admit, grow, mlp, order, wake
+from kasmina_factory import (
+    PATHS,
+    QUICK,
+    TO_FOSSILIZED,
+    TO_TRAINING,
+    Crucible,
+    admit,
+    blueprint,
+    grow,
+    mlp,
+    order,
+    wake,
+)
 from kasmina_hosts import HOSTS
-from kasmina_worlds import OPTIMIZERS, SCHEDULERS, Life, begin, seen
+from kasmina_worlds import OPTIMIZERS, SCHEDULERS, Life, begin, live, seen
 from torch import nn, optim
 
-from esper.contracts import HostError, SeedState
+from esper.contracts import BlueprintIR, HostError, SeedState
 from esper.kasmina import wrap
 from esper.kasmina.undo import World
 
@@ -286,6 +298,27 @@ def test_a_scheduler_of_another_kind_is_refused_before_the_verdict() -> None:
     order(bed, S.CULLED)
 
 
+def test_a_new_scheduler_of_the_same_kind_is_put_back_to_where_the_old_one_was() -> None:
+    model = mlp()
+    bed = wrap(model)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    bed.attach(optimizer, optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)))
+    mark = bed.mark()
+    grow(bed, PATHS[S.GRAFTING])
+    new = optim.lr_scheduler.LambdaLR(optimizer, [lambda _: 0.5, lambda _: 0.25])
+    bed.attach(optimizer, new)
+    optimizer.step()
+    new.step()
+    order(bed, S.CULLED)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1]
+    optimizer.step()
+    new.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05]
+    bed.attach(optimizer, optim.lr_scheduler.StepLR(optimizer, 3))
+    with pytest.raises(HostError, match="the scheduler is StepLR, the state is that of LambdaLR"):
+        bed.roll_back(mark)
+
+
 def test_muon_refuses_a_block_with_biases_and_nothing_has_changed() -> None:
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False))
     optimizer = optim.Muon(model.parameters(), lr=0.02)
@@ -301,6 +334,29 @@ def test_muon_refuses_a_block_with_biases_and_nothing_has_changed() -> None:
     assert seen(world) == before
     assert bed.seeds()[0].state is S.TRAINING
     order(bed, S.CULLED)
+
+
+def test_muon_takes_a_block_of_matrices_and_gives_it_back() -> None:
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    optimizer = optim.Muon(model.parameters(), lr=0.02)
+    bed = wrap(model, stages=QUICK)
+    bed.attach(optimizer)
+    world = World(model=model, optimizer=optimizer)
+    nodes = [node.model_dump() for node in blueprint("low_rank").nodes]
+    nodes[-1]["params"]["bias"] = False
+    ir = BlueprintIR.model_validate(blueprint("low_rank").model_dump() | {"nodes": nodes})
+    kernel, blob = Crucible().kernel(ir, bed.sites[0].signature, wake)
+    bed.trust(Crucible().public_key)
+    bed.admit(kernel, blob)
+    live(world, 2)
+    before = seen(world)
+    for state in PATHS[S.FINE_TUNING]:
+        order(bed, state, kernel.kernel_id)
+        if state in PATHS:
+            live(world, 2)
+    assert len(optimizer.param_groups) == 2
+    order(bed, S.CULLED)
+    assert seen(world) == before
 
 
 class Picky(optim.SGD):

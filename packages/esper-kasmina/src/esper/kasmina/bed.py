@@ -277,6 +277,7 @@ class Bed:
                 "the mark was taken of another host or under another optimizer; attach() the one that "
                 "was attached then"
             )
+        mark.snapshot.check_trainer(self._world())
         self._return_to(mark)
 
     def num_parameters(self) -> int:

@@ -74,6 +74,20 @@ def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Sta
     }
 
 
+def check_class(optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Pass silently if `state` is that of an optimizer of this class.
+
+    Raises:
+        HostError: naming both classes.
+
+    """
+    if type(optimizer).__name__ != state["class"]:
+        raise HostError(
+            f"the optimizer is a {type(optimizer).__name__}, the state is that of a "
+            f"{state['class']}; make one of that class"
+        )
+
+
 def check_optimizer_state(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
@@ -82,19 +96,14 @@ def check_optimizer_state(
     gone: Collection[nn.Parameter],
     is_whole: bool,
 ) -> None:
-    """Pass silently if `state` has its place in `optimizer`, by names alone.
+    """Pass silently if every parameter in `state` is here, by names alone.
 
     `is_whole`: the optimizer trains nothing else, but for what is `gone`.
 
     Raises:
-        HostError: if it is of another class or trains other parameters.
+        HostError: naming what is missing or too much.
 
     """
-    if type(optimizer).__name__ != state["class"]:
-        raise HostError(
-            f"the optimizer is a {type(optimizer).__name__}, the state is that of a "
-            f"{state['class']}; make one of that class"
-        )
     here = _named(optimizer, model, None, gone)
     owned = {id(p) for group in groups_of(optimizer) for p in group["params"]}
     live = {name for name, p in here.items() if id(p) in owned}

@@ -127,15 +127,33 @@ class Snapshot:
             HostError: saying what does not fit.
 
         """
+        self.check_trainer(world)
         state = self.state
         modulestate.check(world.model, state["host"], what="the host")
+        for index, (module, saved) in enumerate(zip(world.copies, state["copies"], strict=True)):
+            modulestate.check(module, saved, what=f"copy {index} of the host")
+        if (
+            self._identity is None
+            and world.optimizer is not None
+            and state["optimizer"] is not None
+        ):
+            trainerstate.check_optimizer_state(
+                world.optimizer, world.model, state["optimizer"], gone=gone, is_whole=is_whole
+            )
+
+    def check_trainer(self, world: World) -> None:
+        """Pass silently if `world` is trained by the same kinds of things, however it has grown.
+
+        Raises:
+            HostError: saying what is of another kind, missing, or too much.
+
+        """
+        state = self.state
         if len(world.copies) != len(state["copies"]):
             raise HostError(
                 f"{len(world.copies)} copies of the host are attached, the state has "
                 f"{len(state['copies'])}; attach() the same ones"
             )
-        for index, (module, saved) in enumerate(zip(world.copies, state["copies"], strict=True)):
-            modulestate.check(module, saved, what=f"copy {index} of the host")
         if (world.scaler is None) != (state["scaler"] is None):
             expected = "none" if state["scaler"] is None else "one"
             raise HostError(
@@ -143,10 +161,7 @@ class Snapshot:
             )
         if world.optimizer is None or state["optimizer"] is None:
             return
-        if self._identity is None:
-            trainerstate.check_optimizer_state(
-                world.optimizer, world.model, state["optimizer"], gone=gone, is_whole=is_whole
-            )
+        trainerstate.check_class(world.optimizer, state["optimizer"])
         trainerstate.check_scheduler_state(world.scheduler, state["scheduler"], likes=self._likes)
 
     def restore(
@@ -175,6 +190,8 @@ class Snapshot:
             late = trainerstate.apply_optimizer(
                 world.optimizer, world.model, state["optimizer"], known=known, gone=gone
             )
+            if identity is not None and identity.world.scheduler is not world.scheduler:
+                known = None
             trainerstate.apply_scheduler(
                 world.scheduler, state["scheduler"], likes=self._likes, known=known, late=late
             )
