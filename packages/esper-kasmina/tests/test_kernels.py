@@ -98,6 +98,13 @@ def test_building_draws_from_no_global_stream_and_gives_zeros() -> None:
     assert all(not p.any() for p in fresh.parameters())
 
 
+def test_a_default_device_of_the_users_changes_nothing() -> None:
+    expected = packed("gated_mlp")
+    with torch.device("meta"):
+        assert packed("gated_mlp") == expected
+        assert unpack_kernel(expected).block.get_parameter("node_down.bias").device.type == "cpu"
+
+
 def test_initial_weights_fill_the_kaiming_interval() -> None:
     ir = design(node("only", "linear", "input", out="D"))
     block = build_block(ir, signature_for(ir, features=300))

@@ -87,7 +87,8 @@ OPERATORS: Mapping[str, OperatorSpec] = MappingProxyType(_SPECS)
 - `self_attention` is scaled dot-product attention with projections of its own (Vaswani et al. 2017);
   `heads` is lowered to the largest divisor of the width. `token_conv` is a depthwise convolution over
   the tokens. The `causal_` ones see only the token itself and earlier ones, and no other operator
-  that mixes tokens works on `CAUSAL_SEQUENCE`, so a design of that kind can only be causal.
+  that mixes tokens works on `CAUSAL_SEQUENCE`, so a design of that kind can only be causal. There are
+  no masks: tokens that only pad a sequence are tokens like the others.
 - `multiply` and `add` take two values that broadcast against each other.
 
 No operator draws random numbers, and none lets one row of a batch see another.

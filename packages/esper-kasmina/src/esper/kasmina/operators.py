@@ -345,5 +345,5 @@ def _draw(layer: _Weighted, generator: torch.Generator) -> None:
     fan_in = layer.weight[0].numel()
     bounds = {"weight": math.sqrt(3.0 / fan_in), "bias": 1.0 / math.sqrt(fan_in)}
     for name, parameter in layer.named_parameters():
-        drawn = torch.empty(parameter.shape, dtype=torch.float32)
+        drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
         parameter.copy_(drawn.uniform_(-bounds[name], bounds[name], generator=generator))
