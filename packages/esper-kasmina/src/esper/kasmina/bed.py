@@ -39,6 +39,7 @@ from esper.kasmina.marks import Mark
 from esper.kasmina.owners import join, owner_index
 from esper.kasmina.sampling import Sampling
 from esper.kasmina.seed import BEFORE_VERDICT, COUNTS_STEPS, FROZEN, Seed
+from esper.kasmina.stages import StageLengths
 from esper.kasmina.undo import Snapshot, World
 
 RESTRUCTURING = frozenset({SeedState.TRAINING, SeedState.GRAFTING}) | UNDONE
@@ -324,7 +325,7 @@ class Bed:
             Path(folder),
             self.mark(),
             model_files=saving.render(self._model, self.sites, self._seeds.values()),
-            stages=next(seed.stages for seed in self._seeds.values()),
+            stages=next((seed.stages for seed in self._seeds.values()), StageLengths()),
             executed=self._executed,
             kernels=list(self._admission.admitted.values()),
         )
