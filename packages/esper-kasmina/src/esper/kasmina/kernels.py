@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """One design for one signature, checked and built on the meta device: a mould, never run."""
+    """One design for one signature, checked and built on the meta device: a mould for blocks."""
 
     header: KernelHeader
     blueprint_id: str
