@@ -4,7 +4,8 @@
 
 Every figure is a median of ratios, taken side by side in one process: a round times the bare host and
 the wrapped one for a few steps each, in alternating order. CPU time of one thread is what is measured,
-so that other work on the machine disturbs little. Takes about four minutes.
+so that other work on the machine disturbs little. Takes about four minutes; `--compiled` adds a compiled
+host, which takes some minutes more.
 """
 # torch leaves parts of its types open:
 # pyright: reportUnknownMemberType=false
@@ -101,7 +102,14 @@ HOSTS = (
 class Trainee:
     """One host in training."""
 
-    def __init__(self, host: Host, *, sample_every_steps: int | None, wrapped: bool) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        sample_every_steps: int | None,
+        wrapped: bool,
+        compiled: bool = False,
+    ) -> None:
         torch.manual_seed(0)
         self.model = host.make()
         self.batch = host.batch
@@ -113,13 +121,14 @@ class Trainee:
             self.bed = wrap(self.model, sample_every_steps=sample_every_steps)
             self.wrap_seconds = time.perf_counter() - start
             self.bed.attach(self.optimizer)
+        self.run = torch.compile(self.model, fullgraph=True) if compiled else self.model
 
     def turn(self, num_steps: int) -> float:
         """Train some steps and return the CPU seconds that they took."""
         start = time.thread_time()
         for _ in range(num_steps):
             self.optimizer.zero_grad()
-            self.model(self.batch).square().mean().backward()
+            self.run(self.batch).square().mean().backward()
             self.optimizer.step()
         return time.thread_time() - start
 
@@ -149,13 +158,25 @@ def seed_bytes() -> float:
     return held / len(bed.seeds())
 
 
+def compiled_ratio(rounds: int) -> str:
+    """Compare a compiled host with dormant seeds, sampling as it can, with the compiled bare one."""
+    host = HOSTS[0]
+    bare = Trainee(host, sample_every_steps=None, wrapped=False, compiled=True)
+    dormant = Trainee(host, sample_every_steps=32, wrapped=True, compiled=True)
+    found = ratios(bare, dormant, rounds, STEPS_PER_TURN)
+    low, middle, high = statistics.quantiles(found, n=4)
+    return f"{host.name} compiled: {middle:.4f} (quartiles {low:.3f} to {high:.3f})"
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15, help="pairs per figure (default 15)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--compiled", action="store_true", help="also a host under torch.compile")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     torch.set_num_threads(1)
     console = Console()
     table = Table(
@@ -178,6 +199,8 @@ def main() -> None:
             host.name, str(seeds), f"{step_ms:.2f}", *cells, f"{dormant.wrap_seconds:.3f}"
         )
     console.print(table)
+    if arguments.compiled:
+        console.print(compiled_ratio(rounds))
     console.print(f"one dormant seed holds {seed_bytes():.0f} bytes")
     console.print(f"torch {torch.__version__}, {platform.machine()}, one thread, AdamW, eager")
 
