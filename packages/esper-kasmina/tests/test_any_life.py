@@ -30,6 +30,7 @@ from kasmina_factory import (
     train,
     wake,
 )
+from torch import nn
 
 from esper.contracts import (
     HOST_VISIBLE,
@@ -71,7 +72,7 @@ class AnyLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = cnn()
+        self.model: nn.Module = cnn()
         self.host = [name for name, _ in self.model.named_parameters()]
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2, amsgrad=True)
         self.bed = self.wrapped()
@@ -197,7 +198,8 @@ class AnyLife(RuleBasedStateMachine):
         with pytest.raises(KernelRejectedError):
             self.bed.admit(kernel, spoilt)
 
-    def _save_and_load(self) -> None:
+    @rule()
+    def save_and_load(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.bed.save(folder)
             again = load(cnn(5), folder, stages=QUICK)
@@ -206,6 +208,22 @@ class AnyLife(RuleBasedStateMachine):
         assert torch.equal(again.model.eval()(x), self.model.eval()(x))
         self.model.train(was_training)
         assert again.weights_sha256() == self.bed.weights_sha256()
+
+    @rule()
+    def the_process_is_killed_and_resumes(self) -> None:
+        """A new host, optimizer and bed go on from a checkpoint; marks do not survive a process."""
+        before = self.everything()
+        with tempfile.TemporaryDirectory() as folder:
+            self.bed.checkpoint(folder)
+            self.bed.detach()
+            bed = load(cnn(5), folder, stages=QUICK, sample_every_steps=2)
+            optimizer = torch.optim.Adam(bed.model.parameters(), lr=0.5, amsgrad=True)
+            bed.trust(Crucible().public_key)
+            bed.attach(optimizer)
+            bed.resume(folder)
+        self.model, self.optimizer, self.bed = bed.model, optimizer, bed
+        self.marks.clear()
+        assert self.everything() == before
 
     @rule()
     def mark(self) -> None:
