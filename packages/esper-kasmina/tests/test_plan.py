@@ -12,7 +12,7 @@ import torch
 from kasmina_factory import blueprint, cnn, mlp, state_bits
 from torch import Tensor, nn
 
-from esper.contracts import HostError, SiteKind
+from esper.contracts import BlueprintError, BlueprintIR, HostError, SiteKind
 from esper.kasmina import StageLengths, Target, plan, wrap
 
 
@@ -190,3 +190,17 @@ def test_stage_lengths_are_checked() -> None:
         StageLengths(ramp_shape="square")  # pyright: ignore[reportArgumentType]
     with pytest.raises(HostError, match="sample_every_steps=0; expected at least 1"):
         wrap(mlp(), sample_every_steps=0)
+
+
+def test_designs_of_the_users_own_are_checked_before_anything_is_wrapped() -> None:
+    model = mlp()
+    with pytest.raises(
+        BlueprintError, match="'residual_conv' is for channels_2d sites; this host's"
+    ):
+        wrap(model, blueprints=[blueprint("residual_conv")])
+    narrow = blueprint("low_rank").model_dump()
+    narrow["nodes"][0]["params"]["out"] = "D-8"
+    ir = BlueprintIR.model_validate(narrow | {"name": "too_narrow"})
+    with pytest.raises(BlueprintError, match=r"at the site '0': .*too_narrow"):
+        wrap(model, blueprints=[ir])
+    wrap(model)

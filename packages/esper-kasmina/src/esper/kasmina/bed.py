@@ -230,6 +230,7 @@ class Bed:
         """Close the epoch's sampled statistics and return one signal per seed."""
         self._sampling.start()
         signals = tuple(seed.end_epoch(epoch) for seed in self._seeds.values())
+        self._admission.refill()
         self._copies.sync_alpha()
         return signals
 

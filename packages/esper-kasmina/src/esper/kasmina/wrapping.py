@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from esper.contracts import BlueprintIR, HostError
+from esper.contracts import BlueprintError, BlueprintIR, HostError, Site
 from esper.kasmina.bed import Bed
 from esper.kasmina.graft import claim
+from esper.kasmina.kernels import template_of
 from esper.kasmina.plan import Plan, device_of, plan
 from esper.kasmina.probe import Example
 from esper.kasmina.sampling import Sampling
@@ -51,6 +52,7 @@ def wrap(
 
     Raises:
         HostError: listing every problem; then nothing was changed.
+        BlueprintError: if a design of your own fits no site, or cannot be built for one that it fits.
 
     """
     found = plan(model, targets, example=example, chunks=chunks, causal=causal)
@@ -82,6 +84,7 @@ def carry_out(
     if sample_every_steps is not None and sample_every_steps < 1:
         raise HostError(f"sample_every_steps={sample_every_steps}; expected at least 1, or None")
     found.check()
+    check_designs(blueprints, found.sites)
     lengths = stages or StageLengths()
     modules = named_modules(model)
     seeds = [
@@ -94,3 +97,25 @@ def carry_out(
         claim(seed.layer)
     sampling = Sampling(seeds, sample_every_steps, compiled_steps_run_eagerly=sample_compiled)
     return Bed(model, seeds, sampling, blueprints)
+
+
+def check_designs(blueprints: Sequence[BlueprintIR], sites: Sequence[Site]) -> None:
+    """Pass silently if each design can be built for every site whose kind takes it, and for one at least.
+
+    Raises:
+        BlueprintError: naming the design, and the site or the kinds that there are.
+
+    """
+    kinds = {kind for site in sites for kind in site.signature.kind.takes}
+    for ir in blueprints:
+        if ir.kind not in kinds:
+            raise BlueprintError(
+                f"blueprint {ir.name!r} is for {ir.kind} sites; this host's sites take: "
+                + ", ".join(sorted(kinds))
+            )
+        for site in sites:
+            if ir.kind in site.signature.kind.takes:
+                try:
+                    template_of(ir, site.signature.model_copy(update={"kind": ir.kind}))
+                except BlueprintError as error:
+                    raise BlueprintError(f"at the site {site.name!r}: {error}") from error
