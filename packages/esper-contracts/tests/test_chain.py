@@ -1,7 +1,9 @@
 """The hash-chained log: what is written is read, and no change goes unnoticed."""
 
 import json
-from collections.abc import Callable, Sequence
+import resource
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -146,6 +148,71 @@ def test_a_closed_log_takes_nothing(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     with pytest.raises(ValueError, match="not open; use it in a with statement"):
         log.append("test", {})
+
+
+@contextmanager
+def disk_with_room_for(num_bytes: int) -> Generator[None]:
+    """Let no file of this process grow beyond `num_bytes`, as a full disk does."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_a_full_disk_ends_the_log_and_not_what_is_logged(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        written = [log.append("test", {"text": "x" * 100_000}) for _ in range(2)]
+        with disk_with_room_for(path.stat().st_size + 100):
+            unwritten = log.append("test", {"text": "y" * 1000})
+        log.append("test", {"there is": "room again"})
+        assert (log.lost, log.failure) == (2, "File too large")
+        assert log.head == written[-1].hash
+        assert unwritten.data == {"text": "y" * 1000}
+    assert list(read_chain(path, head=log.head)) == written
+
+
+def test_a_log_without_loss_says_so(tmp_path: Path) -> None:
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.append("test", {})
+        assert (log.lost, log.failure) == (0, None)
+
+
+def test_lines_missing_at_the_end_are_noticed_by_who_knows_the_head(chain: Path) -> None:
+    head = list(read_chain(chain))[-1].hash
+    assert len(list(read_chain(chain, head=head))) == 6
+    lines = chain.read_text().splitlines(keepends=True)
+    chain.write_text("".join(lines[:-2]))
+    assert len(list(read_chain(chain))) == 4
+    with pytest.raises(ChainError, match=r"ends after line 4 .* lines are missing at its end"):
+        list(read_chain(chain, head=head))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"seq":3', b'"seq":9,"seq":3'),
+        (b'"seq":3', b'"seq": 3'),
+        (b'"data":{', b'"data":{"epoch":99,'),
+        (b'"kind":"test"', b'"kind":"\\u0074est"'),
+        (b'"kind":"test"', b'"kind":"\xff"'),
+    ],
+)
+def test_another_spelling_of_the_same_event_is_noticed(chain: Path, old: bytes, new: bytes) -> None:
+    lines = chain.read_bytes().splitlines(keepends=True)
+    assert old in lines[3]
+    lines[3] = lines[3].replace(old, new)
+    chain.write_bytes(b"".join(lines))
+    with pytest.raises(ChainError, match="line 4"):
+        list(read_chain(chain))
+
+
+def test_a_torn_last_line_is_noticed(chain: Path) -> None:
+    chain.write_bytes(chain.read_bytes()[:-1])
+    with pytest.raises(ChainError, match="line 6 was changed"):
+        list(read_chain(chain))
 
 
 def test_a_line_has_left_the_process_when_append_returns(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ line before (64 zeros for the first).
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, BinaryIO, Self
 
 from pydantic import Field, ValidationError
 
@@ -23,6 +24,9 @@ from esper.contracts.base import (
     utc_now,
 )
 from esper.contracts.errors import ChainError
+from esper.contracts.logging import get_logger
+
+_log = get_logger(__name__)
 
 GENESIS = "0" * 64
 """What stands for the hash before the first line."""
@@ -45,22 +49,40 @@ class ChainedEvent(Contract):
 
 
 class EventLog:
-    """Appends to a new hash-chained log; a context manager."""
+    """Appends to a new hash-chained log; a context manager.
+
+    A full disk does not stop what is logged: from the first line that cannot be written on, nothing
+    more is, `failure` says why and `lost` counts. The lines before it still verify, up to `head`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
+        self._size = 0
         self._seq = 0
         self._head = GENESIS
+        self._lost = 0
+        self._failure: str | None = None
 
     @property
     def head(self) -> str:
-        """The hash of the last line: whoever keeps it can detect any later change."""
+        """The hash of the last line written: whoever keeps it can detect any later change."""
         return self._head
+
+    @property
+    def lost(self) -> int:
+        """Events that could not be written; 0 when the log is complete."""
+        return self._lost
+
+    @property
+    def failure(self) -> str | None:
+        """Why events are lost, None as long as none are."""
+        return self._failure
 
     def __enter__(self) -> Self:
         """Create the file; it must not exist yet."""
-        self._file = self._path.open("x", encoding="utf-8")
+        # Unbuffered: a line has left the process when `append` returns, or is known to be lost.
+        self._file = self._path.open("xb", buffering=0)
         return self
 
     def __exit__(
@@ -75,7 +97,10 @@ class EventLog:
             self._file = None
 
     def append(self, kind: str, content: Contract | dict[str, Any]) -> ChainedEvent:
-        """Write one event and return it; the line has left the process when this returns."""
+        """Write one event and return it; the line has left the process when this returns.
+
+        An event that cannot be written is returned all the same, and counted in `lost`.
+        """
         if self._file is None:
             raise ValueError("the event log is not open; use it in a with statement")
         data = json.loads(canonical_json(content))
@@ -83,34 +108,74 @@ class EventLog:
             seq=self._seq, at=utc_now(), kind=kind, data=data, previous=self._head, hash=GENESIS
         )
         event = draft.model_copy(update={"hash": draft.expected_hash()})
-        self._file.write(event.model_dump_json() + "\n")
-        self._file.flush()
-        self._seq += 1
-        self._head = event.hash
+        if self._write(self._file, _line(event)):
+            self._seq += 1
+            self._head = event.hash
+        else:
+            self._lost += 1
         return event
 
+    def _write(self, file: BinaryIO, line: bytes) -> bool:
+        if self._failure is not None:
+            return False
+        try:
+            written = file.write(line)
+            if written < len(line):  # the disk took a part: ask for the rest, to hear why
+                file.write(line[written:])
+        except OSError as error:
+            self._failure = error.strerror or str(error)
+            with suppress(OSError):
+                file.truncate(self._size)  # no torn line behind the good ones
+            _log.error("the event log ends here", path=str(self._path), reason=self._failure)
+            return False
+        self._size += len(line)
+        return True
 
-def read_chain(path: Path) -> Iterator[ChainedEvent]:
+
+def _line(event: ChainedEvent) -> bytes:
+    """Return the one form in which an event stands in the file."""
+    return event.model_dump_json().encode() + b"\n"
+
+
+def read_chain(path: Path, *, head: str | None = None) -> Iterator[ChainedEvent]:
     """Yield the events of a log, verifying the chain on the way.
+
+    Args:
+        path: the log.
+        head: the hash that its last line must have, as whoever wrote it noted elsewhere. Without it,
+            lines missing at the end go unnoticed: the rest is a whole chain.
 
     Raises:
         ChainError: naming the first line that is malformed, changed, missing or out of order.
 
     """
-    head, seq = GENESIS, 0
-    with path.open(encoding="utf-8") as lines:
+    last, seq = GENESIS, 0
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
-            try:
-                event = ChainedEvent.model_validate_json(line)
-            except ValidationError as error:
-                raise ChainError(f"{where} is not an event of this log: {error}") from error
-            if event.seq != seq or event.previous != head:
+            event = _parse(line, where)
+            if event.seq != seq or event.previous != last:
                 raise ChainError(
                     f"{where} does not follow the line before it (seq {event.seq}, expected {seq}); "
                     "a line was removed, inserted or moved"
                 )
             if event.hash != event.expected_hash():
                 raise ChainError(f"{where} was changed: its content does not match its hash")
-            head, seq = event.hash, seq + 1
+            last, seq = event.hash, seq + 1
             yield event
+    if head is not None and last != head:
+        raise ChainError(
+            f"{path} ends after line {seq} with hash {last}; expected {head}: lines are missing at "
+            "its end, or it is another log"
+        )
+
+
+def _parse(line: bytes, where: str) -> ChainedEvent:
+    try:
+        event = ChainedEvent.model_validate_json(line)
+    except ValidationError as error:
+        raise ChainError(f"{where} is not an event of this log: {error}") from error
+    # A repeated key or white space would pass the hash, which is over what was parsed.
+    if _line(event) != line:
+        raise ChainError(f"{where} was changed: it is not written as this log writes its events")
+    return event

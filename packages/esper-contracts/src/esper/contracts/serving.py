@@ -1,21 +1,28 @@
-"""Connects a worker to a bus: receive, handle in the worker's thread, publish the results, acknowledge.
+"""Connects a worker to a bus: receive, handle in a thread, publish the results, acknowledge.
 
 The same loop (`serve`) runs in a thread beside the trainer and, through `run_worker`, in a worker
 process of its own.
 """
 
 import asyncio
+import os
 import signal
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import socket
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 from esper.contracts.errors import BackendUnavailableError, EsperError
 from esper.contracts.logging import get_logger
+from esper.contracts.messages import Payload
 from esper.contracts.ports import Bus, Delivery, Worker, WorkerContext, WorkerFactory
 from esper.contracts.registry import artifact_store_factory, bus_factory, library_factory
 from esper.contracts.settings import load_settings
+from esper.contracts.threads import in_thread
+
+GRACE_SECONDS = 3.0
+"""How long the message in hand may still take when serving ends; after that its thread is left alone:
+it may wait for a server that never answers."""
 
 _log = get_logger(__name__)
 
@@ -43,34 +50,48 @@ async def serve(
         on_error: called in the event loop with each failure.
 
     """
-    subscription = bus.subscribe(worker.topics, group=group, consumer=worker.name)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix=worker.name) as thread:
-        async with aclosing(subscription):
-            async for delivery in subscription:
-                try:
-                    if trace_id is None or delivery.message.trace_id == trace_id:
-                        await _handle(worker, bus, delivery, thread)
-                except EsperError as error:
-                    _log.error(
-                        "message failed",
-                        worker=worker.name,
-                        topic=delivery.message.topic.value,
-                        event_id=delivery.message.event_id,
-                        error=str(error),
-                    )
-                    if on_error is not None:
-                        on_error(error)
-                    if isinstance(error, BackendUnavailableError):
-                        continue
-                await delivery.ack()
+    subscription = bus.subscribe(worker.topics, group=group, consumer=_consumer_name(worker))
+    async with aclosing(subscription):
+        async for delivery in subscription:
+            try:
+                if trace_id is None or delivery.message.trace_id == trace_id:
+                    await _handle(worker, bus, delivery)
+            except EsperError as error:
+                _log.error(
+                    "message failed",
+                    worker=worker.name,
+                    topic=delivery.message.topic.value,
+                    event_id=delivery.message.event_id,
+                    error=str(error),
+                )
+                if on_error is not None:
+                    on_error(error)
+                if isinstance(error, BackendUnavailableError):
+                    continue
+            await delivery.ack()
 
 
-async def _handle(worker: Worker, bus: Bus, delivery: Delivery, thread: ThreadPoolExecutor) -> None:
-    """Do the work for one message in the worker's thread, and publish what comes of it."""
-    loop = asyncio.get_running_loop()
-    results = await loop.run_in_executor(thread, lambda: worker.handle(delivery.payload()))
-    for result in results:
+def _consumer_name(worker: Worker) -> str:
+    """Return a name that no other process serving the same worker has."""
+    return f"{worker.name}.{socket.gethostname()}.{os.getpid()}"
+
+
+async def _handle(worker: Worker, bus: Bus, delivery: Delivery) -> None:
+    """Do the work for one message in a thread, and publish what comes of it."""
+    for result in await _work(worker, delivery):
         await bus.publish(result, sender_id=worker.name, trace_id=delivery.message.trace_id)
+
+
+async def _work(worker: Worker, delivery: Delivery) -> Sequence[Payload]:
+    handling = in_thread(lambda: worker.handle(delivery.payload()), name=worker.name)
+    done = asyncio.wrap_future(handling)
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        finished, _ = await asyncio.wait({done}, timeout=GRACE_SECONDS)
+        for future in finished:
+            future.exception()  # looked at, or asyncio complains; the message comes again anyway
+        raise
 
 
 def run_worker(

@@ -8,7 +8,7 @@ the forge and the crucible (`forge.prepare`).
 import asyncio
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ from esper.contracts.registry import (
     library_factory,
     worker_factory,
 )
+from esper.contracts.threads import within
 
 _log = get_logger(__name__)
 
@@ -51,6 +52,12 @@ WORKERS = ("tezzeret", ENDORSER, "urza")
 SETTLE_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 3.0
 """A run whose server died ends this much later, and not never."""
+OPEN_TIMEOUT_SECONDS = 60.0
+END_TIMEOUT_SECONDS = 15.0
+"""For everything that closing does, each step of which has a shorter limit of its own."""
+
+REMEMBERED_EVENTS = 10_000
+"""Messages whose ids are kept, to count once what the bus delivers twice; it does so within minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,10 @@ class Runtime:
         self._characterized: dict[str, KernelCharacterized] = {}
         self._failures: list[EsperError] = []
         self._pause = threading.Event()
+        self._seen: set[str] = set()
+        self._seen_in_order: deque[str] = deque()
+        self.unfiled = 0
+        """Outcomes that the library had not confirmed when `settle` gave up."""
 
     def __enter__(self) -> Self:
         """Connect to the library and the bus and start the workers.
@@ -100,10 +111,10 @@ class Runtime:
         )
         self._thread.start()
         try:
-            self._run(self._open())
+            self._run(self._open(), OPEN_TIMEOUT_SECONDS)
         except BaseException:
             self._stop_loop()
-            self.library.close()
+            self._close_library()
             raise
         return self
 
@@ -113,12 +124,14 @@ class Runtime:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the workers, send what is queued, disconnect."""
+        """Stop the workers, send what is queued, disconnect; gives up on servers that do not answer."""
         try:
-            self._run(self._close())
+            self._run(self._close(), END_TIMEOUT_SECONDS)
+        except EsperError as failure:
+            _log.warning("the bus was not closed in order", error=str(failure))
         finally:
             self._stop_loop()
-            self.library.close()
+            self._close_library()
 
     @property
     def public_key(self) -> bytes:
@@ -188,28 +201,62 @@ class Runtime:
     ) -> bool:
         """Wait until every message went round and the library has every outcome.
 
-        Returns False if that did not happen in time, as with a dead server: the run's own record is
-        complete all the same.
+        Returns False if that did not happen in time, as with a dead or frozen server: the run's own
+        record is complete all the same. `unfiled` then says how many outcomes the library lacks.
         """
         deadline = time.monotonic() + timeout_seconds
+        self.unfiled = num_field_reports
         try:
-            sent = self._run(self._bus.flush(timeout_seconds))
+            sent = self._run(self._bus.flush(timeout_seconds), timeout_seconds + 1)
             with self._changed:
                 seen = sent and self._changed.wait_for(
                     lambda: self._topic_counts >= self._published, deadline - time.monotonic()
                 )
-            while seen and len(self.library.field_reports(self.run_id)) < num_field_reports:
-                if time.monotonic() > deadline:
-                    return False
-                self._pause.wait(0.02)  # the archivist writes in its own thread
-            return seen
-        except EsperError as error:
+            while self.unfiled > 0:
+                self.unfiled = num_field_reports - self._num_filed(deadline)
+                if not seen or time.monotonic() > deadline:
+                    break
+                self._pause.wait(
+                    0.02 if self.unfiled > 0 else 0
+                )  # the archivist has its own thread
+            return seen and self.unfiled <= 0
+        except (EsperError, TimeoutError) as error:
             _log.warning("the record outside the run folder is incomplete", error=str(error))
             return False
 
-    def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the event loop's thread and return its result."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _num_filed(self, deadline: float) -> int:
+        """Count the outcomes in the library; a frozen server costs the time left and no more."""
+        remaining_seconds = max(1.0, deadline - time.monotonic())
+        return len(
+            within(
+                remaining_seconds,
+                lambda: self.library.field_reports(self.run_id),
+                name="esper-library",
+            )
+        )
+
+    def _close_library(self) -> None:
+        try:
+            within(CLOSE_TIMEOUT_SECONDS, self.library.close, name="esper-library")
+        except TimeoutError:
+            _log.warning("the library was not closed in order: it does not answer")
+
+    def _run[T](self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+        """Run `work` in the event loop's thread and return its result.
+
+        Raises:
+            BackendUnavailableError: if that takes too long.
+
+        """
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout_seconds)
+        except TimeoutError as error:
+            future.cancel()
+            raise BackendUnavailableError(
+                f"the bus did not answer within {timeout_seconds:.0f} s; check that the server of "
+                "--bus still runs, or leave out --bus to use the embedded one"
+            ) from error
 
     async def _open(self) -> None:
         await self._bus.open()
@@ -264,12 +311,23 @@ class Runtime:
         subscription = self._bus.subscribe(TopicNames, group=self._group(SENDER), consumer=SENDER)
         async with aclosing(subscription):
             async for delivery in subscription:
-                if delivery.message.trace_id == self.run_id:
+                if delivery.message.trace_id == self.run_id and self._is_new(delivery):
                     with self._changed:
                         self._topic_counts[delivery.message.topic] += 1
                         self._keep(delivery)
                         self._changed.notify_all()
                 await delivery.ack()
+
+    def _is_new(self, delivery: Delivery) -> bool:
+        """Tell a message from its repetition: the bus delivers at least once."""
+        event_id = delivery.message.event_id
+        if event_id in self._seen:
+            return False
+        if len(self._seen_in_order) >= REMEMBERED_EVENTS:
+            self._seen.discard(self._seen_in_order.popleft())
+        self._seen.add(event_id)
+        self._seen_in_order.append(event_id)
+        return True
 
     def _keep(self, delivery: Delivery) -> None:
         try:
@@ -293,5 +351,6 @@ class Runtime:
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(CLOSE_TIMEOUT_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()

@@ -78,6 +78,15 @@ def wait_until(
     return False
 
 
+def children(parent: int) -> list[int]:
+    """Return the ids of the processes that `parent` started and that still live (needs `ps`)."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(pid) for pid, owner in pairs if int(owner) == parent]
+
+
 def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM) -> None:
     """Ask `process` to end, and kill it when it does not."""
     process.send_signal(how)

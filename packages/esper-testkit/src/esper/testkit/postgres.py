@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from esper.testkit._processes import NOBODY, end, free_port, launch, wait_until
+from esper.testkit._processes import NOBODY, children, end, free_port, launch, wait_until
 
 _INIT_SECONDS = 60.0
 _START_SECONDS = 30.0
@@ -124,6 +124,23 @@ class PostgresServer:
         process, self._process = self._process, None
         if process is not None:
             end(process, signal.SIGINT)  # a fast shutdown
+
+    def freeze(self) -> None:
+        """Let every process of the server stand still: connections stay open, and silent."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on; what was frozen must be before `stop`."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        parent = self._process.pid
+        # The parent first, so that none is born meanwhile; each backend leads a group of its own.
+        os.kill(parent, number)
+        for pid in children(parent):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _prepare(self) -> Path:
         """Make the data folder; return the folder of binaries that the server's user may run."""

@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -100,6 +101,16 @@ class RedisServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def freeze(self) -> None:
+        """Let the server stand still: connections stay open, and silent."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on; what was frozen must be before `stop`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         config = self._folder / "redis.conf"

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -18,7 +19,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from esper.contracts import BackendUnavailableError, ConfigError, EsperError, MessageError
 
-_CONNECT_SECONDS = 5
 _LOCK_SECONDS = 15
 """How long a writer waits for another one of the same SQLite file."""
 
@@ -65,14 +65,9 @@ def make_engine(url: sa.URL) -> sa.Engine:
     """Return an engine for `url`; does not connect."""
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
-    timeout: dict[str, Any] = (
-        {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
-    )
-    # Times come back in the session's zone; UTC keeps every legal one within Python's years.
-    utc = {} if "options" in url.query else {"options": "-c timezone=utc"}
-    return sa.create_engine(
-        url, pool_pre_ping=True, hide_parameters=True, connect_args=timeout | utc
-    )
+    from esper.urza.postgres import make_postgres_engine  # a run on SQLite needs no psycopg
+
+    return make_postgres_engine(url)
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:
@@ -137,8 +132,8 @@ def translated(url: sa.URL) -> Generator[None]:
 
 def _translate(url: sa.URL, error: SQLAlchemyError) -> EsperError:
     said = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
-    if url.password:
-        said = said.replace(str(url.password), "***")
+    for secret in _secrets(url):
+        said = said.replace(secret, "***")
     if isinstance(error, DataError):
         return MessageError(f"the library ({place(url)}) cannot store this value: {said}")
     if isinstance(error, PoolTimeoutError):
@@ -148,6 +143,16 @@ def _translate(url: sa.URL, error: SQLAlchemyError) -> EsperError:
     else:
         advice = _postgres_advice(url, said)
     return BackendUnavailableError(f"the library ({place(url)}) is not available: {said}; {advice}")
+
+
+def _secrets(url: sa.URL) -> list[str]:
+    """Return the URL's passwords in every form that a message may quote, longest first."""
+    plain = [str(url.password)] if url.password else []
+    for name, value in url.query.items():
+        if "password" in name:
+            plain += [value] if isinstance(value, str) else value
+    forms = {form for word in plain for form in (word, quote(word, safe=""), quote_plus(word))}
+    return sorted(filter(None, forms), key=len, reverse=True)
 
 
 def _sqlite_advice(url: sa.URL, said: str) -> str:
@@ -177,6 +182,12 @@ def _postgres_advice(url: sa.URL, said: str) -> str:
         ("does not exist", f"create the database first, for example `createdb {url.database}`"),
         ("too many clients", "the server has no connection left; close others or raise its limit"),
         ("starting up", "the server is still starting; try again"),
+        (
+            "timeout expired",
+            "check that the server runs, is not frozen, and that host and port are right",
+        ),
+        ("did not answer", "it is frozen, overloaded or cut off; look at it, or try again"),
+        ("statement timeout", "another transaction holds it up, or it is overloaded; try again"),
     ):
         if phrase in said:
             return advice
