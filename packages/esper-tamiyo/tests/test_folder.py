@@ -10,10 +10,32 @@ from esper.tamiyo.folder import run_folder
 
 
 def test_a_run_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), run_folder(RunConfig(out=tmp_path / "runs")) as folder:  # noqa: PT012
+    out = tmp_path / "all" / "runs"
+    with pytest.raises(RuntimeError), run_folder(RunConfig(out=out)) as folder:  # noqa: PT012
         folder.write_text("events.jsonl", "x")
         raise RuntimeError
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    out.mkdir()
+    with pytest.raises(RuntimeError), run_folder(RunConfig(out=out)):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == [out]
+    with pytest.raises(RuntimeError), run_folder(RunConfig(out=out / "new")):  # noqa: PT012
+        (out / "new" / "mine").write_text("")
+        raise RuntimeError
+    assert list(out.rglob("*")) == [out / "new", out / "new" / "mine"]
+
+
+def test_a_run_that_fails_with_its_model_saved_says_where(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as told, run_folder(RunConfig(out=tmp_path)) as folder:  # noqa: PT012
+        folder.write_text("model.safetensors", "x")
+        folder.keep = True
+        raise RuntimeError
+    assert told.value.__notes__ == [f"what was trained before that is in {folder.final_path}"]
+    assert (folder.final_path / "model.safetensors").is_file()
 
 
 def test_a_run_that_is_kept_gets_its_name(tmp_path: Path) -> None:

@@ -1,13 +1,10 @@
 """The plain training loop, and stopping it."""
 
-import os
-import signal
-
 import pytest
 import torch
 
 from esper.tamiyo import build_host, load_task
-from esper.tamiyo.stopping import StopRequestedError, StopSignals
+from esper.tamiyo.stopping import StopRequestedError
 from esper.tamiyo.training import measure, train_epoch
 
 
@@ -53,20 +50,3 @@ def test_a_request_to_stop_is_honoured_between_two_steps() -> None:
         train_epoch(
             model, optimizer, task.train, batch_size=64, order_seed=0, stop=lambda: next(answers)
         )
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopSignals() as stop:
-        stop.defer()
-        os.kill(os.getpid(), number)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-
-
-def test_a_signal_interrupts_at_once_while_there_is_nothing_to_save() -> None:
-    with StopSignals(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)

@@ -1,12 +1,19 @@
-"""Esper's controller and trainer: decides when, where and what to grow."""
+"""Esper's controller and trainer: decides when, where and what to grow.
 
-from esper.tamiyo.config import RunConfig
-from esper.tamiyo.controller import Tamiyo
-from esper.tamiyo.hosts import build_host
-from esper.tamiyo.policies import Heuristic, Never, Observation, Policy, Proposal
-from esper.tamiyo.runtime import Runtime, RuntimeUrls
-from esper.tamiyo.tasks import Split, Task, load_task
-from esper.tamiyo.verdict import Evaluate, Evidence, Figures, Verdict, judge
+What is public is imported when it is first used (PEP 562): the command must answer Ctrl-C before torch
+is there. For the same reason nothing is imported here, not even `typing`.
+"""
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from esper.tamiyo.config import RunConfig
+    from esper.tamiyo.controller import Tamiyo
+    from esper.tamiyo.hosts import build_host
+    from esper.tamiyo.policies import Heuristic, Never, Observation, Policy, Proposal
+    from esper.tamiyo.runtime import Runtime, RuntimeUrls
+    from esper.tamiyo.tasks import Split, Task, load_task
+    from esper.tamiyo.verdict import Evaluate, Evidence, Figures, Verdict, judge
 
 __all__ = [
     "Evaluate",
@@ -28,3 +35,37 @@ __all__ = [
     "judge",
     "load_task",
 ]
+
+_MODULES = {
+    "Evaluate": "verdict",
+    "Evidence": "verdict",
+    "Figures": "verdict",
+    "Heuristic": "policies",
+    "Never": "policies",
+    "Observation": "policies",
+    "Policy": "policies",
+    "Proposal": "policies",
+    "RunConfig": "config",
+    "Runtime": "runtime",
+    "RuntimeUrls": "runtime",
+    "Split": "tasks",
+    "Tamiyo": "controller",
+    "Task": "tasks",
+    "Verdict": "verdict",
+    "build_host": "hosts",
+    "judge": "verdict",
+    "load_task": "tasks",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -13,10 +13,10 @@ import typer
 
 from esper.contracts import EsperError, load_yaml, setup_logging
 from esper.tamiyo.config import RunConfig, override
+from esper.tamiyo.entry import EXIT_INTERRUPTED, INTERRUPTED
 
 EXIT_UNEXPECTED = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 _DEFAULT = RunConfig()
 
@@ -115,40 +115,39 @@ def train(
     except EsperError as error:
         if debug:
             raise
-        print(f"train: {error}", file=sys.stderr)
+        _print_error(str(error), error)
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except Exception as error:  # the last line of defence against a raw traceback
         if debug:
             raise
-        print(
-            f"train: unexpected {type(error).__name__}: {error}. This is a mistake in the task, in the "
-            "host or in Esper; --debug shows where. Nothing was saved.",
-            file=sys.stderr,
+        text = f"unexpected {type(error).__name__}: {error}. This is a mistake in the task, in the host "
+        _print_error(
+            text + "or in Esper; --debug shows where", error, otherwise="nothing was saved"
         )
         raise typer.Exit(EXIT_UNEXPECTED) from None
     except KeyboardInterrupt:
-        print(
-            "train: interrupted; unless a report was named above, nothing was saved",
-            file=sys.stderr,
-        )
+        print(INTERRUPTED, file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
+def _print_error(text: str, error: Exception, *, otherwise: str | None = None) -> None:
+    """Print one message, with what is left of the run where something is (see `folder`)."""
+    left = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
+    print("; ".join([f"train: {text}", *left]), file=sys.stderr)
+
+
 def _train(config_file: Path | None, changes: dict[str, Any], *, quiet: bool) -> bool:
-    """Run, say what came of it, and tell whether it was interrupted."""
+    """Run, and tell whether that was interrupted."""
     config = load_yaml(config_file, RunConfig) if config_file is not None else _DEFAULT
     config = override(config, changes)
     # torch takes seconds to import; a mistake in the options is reported without it.
     from esper.tamiyo.run import run
     from esper.tamiyo.ui import Ui
 
-    ui = Ui(quiet=quiet)
-    with ui:
-        record = run(config, ui)
-    ui.result(record, config.out / record.run_id)
-    return record.interrupted
+    with Ui(quiet=quiet) as ui:
+        return run(config, ui).interrupted
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """The run folder: made whole or not at all.
 
-A run writes into `runs/.<id>.partial` and the folder gets its name when everything is in it; a run
-that fails leaves nothing behind.
+A run writes into `runs/.<id>.partial` and the folder gets its name at the end; a run that fails before
+its model is trained leaves nothing behind, one that fails later leaves the model and says so.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,34 @@ def run_folder(config: RunConfig) -> Generator[RunFolder]:
 
     """
     folder = RunFolder(_run_id(config, utc_now()), config.out)
+    made = [path for path in (config.out, *config.out.parents) if not path.exists()]
     try:
         folder.path.mkdir(parents=True)
     except OSError as error:
+        _remove_empty(made)
         raise ConfigError(
             f"the output folder {config.out} cannot be written ({error.strerror}); "
             "choose another with --out"
         ) from error
     try:
         yield folder
+    except BaseException as error:
+        if folder.keep:
+            error.add_note(f"what was trained before that is in {folder.final_path}")
+        raise
     finally:
         if folder.keep:
             folder.path.rename(folder.final_path)
         else:
             shutil.rmtree(folder.path)
+            _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that a refused run made, unless something else is in them by now."""
+    with suppress(OSError):
+        for folder in folders:  # innermost first
+            folder.rmdir()
 
 
 def _run_id(config: RunConfig, now: datetime) -> str:

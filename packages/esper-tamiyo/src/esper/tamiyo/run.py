@@ -4,8 +4,10 @@
 and workers come in through entry points.
 """
 
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -39,12 +41,20 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {"heuristic": Heuristic, "never":
 def run(config: RunConfig, ui: Ui) -> RunRecord:
     """Train a host that grows, then its twin that does not; leave a run folder and return its record.
 
-    Ctrl-C stops between two steps: what was trained so far is saved, and the record says so.
+    Ctrl-C stops between two steps: what was trained so far is saved, and the record says so. The model
+    is on disk before the twin is trained and before any server is waited for.
 
     Raises:
         EsperError: for anything wrong with the request or the servers; nothing is left behind.
 
     """
+    with StopSignals() as stop:
+        record = _run(config, ui, stop)
+        ui.result(record, config.out / record.run_id)
+    return record
+
+
+def _run(config: RunConfig, ui: Ui, stop: StopSignals) -> RunRecord:
     policy = choose_policy(config.policy)
     task = load_task(config.task)
     host = build_host(config.host, task, seed=config.seed)
@@ -54,7 +64,7 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
         parameters_before=bed.num_parameters(),
         grown=Training(parameters=bed.num_parameters()),
     )
-    with run_folder(config) as folder, StopSignals() as stop, _threads(config.threads):
+    with run_folder(config) as folder, _threads(config.threads):
         record.run_id = folder.run_id
         with (
             trace_context(folder.run_id),
@@ -63,14 +73,18 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
         ):
             log.append("run", {"run_id": folder.run_id, "config": config.public()})
             grow(bed, task, policy, record, runtime, log, ui, stop)
+            save_model(folder, bed, record)
             if config.twin and not record.interrupted:
                 train_twin(task, record, ui, stop)
+            stop.hold()
             record.complete = runtime.settle(num_field_reports=len(record.field_reports))
             log.append("result", _result(record))
             record.events_head = log.head
+            record.events_lost, record.events_failure = log.lost, log.failure
         # After closing: what was still queued for a dead server counts as lost only then.
         record.topics, record.lost = runtime.topic_counts, runtime.lost
-        _save(folder, bed, record)
+        record.unfiled = runtime.unfiled
+        _save_record(folder, record)
     return record
 
 
@@ -113,6 +127,7 @@ def grow(
                 train_loss=epoch.train_loss,
             )
             ui.decisions("grown", packet)
+    stop.hold()
     record.grown.parameters = bed.num_parameters()
     record.grown.held_out = measure(model, task.test)
     record.events = controller.events
@@ -126,7 +141,8 @@ def train_twin(task: Task, record: RunRecord, ui: Ui, stop: StopSignals) -> None
     config = record.config
     model = build_host(config.host, task, seed=config.seed)
     twin = Training(parameters=record.parameters_before)
-    with _until_stopped(record):
+    stop.defer()
+    with _until_stopped(record, KeyboardInterrupt):  # the grown model is safe by now
         for _ in _epochs("twin", twin, model, _optimizer(model, config), task, config, ui, stop):
             pass
         twin.held_out = measure(model, task.test)
@@ -152,7 +168,7 @@ def _epochs(
             task.train,
             batch_size=config.batch_size,
             order_seed=config.seed * 1_000_003 + epoch,
-            stop=lambda: stop.requested,
+            stop=stop.honour,
         )
         figures = measure(model, task.validation)
         point = Point(
@@ -196,10 +212,10 @@ def _threads(number: int) -> Generator[None]:
 
 
 @contextmanager
-def _until_stopped(record: RunRecord) -> Generator[None]:
+def _until_stopped(record: RunRecord, *others: type[BaseException]) -> Generator[None]:
     try:
         yield
-    except StopRequestedError:
+    except (StopRequestedError, *others):
         record.interrupted = True
 
 
@@ -211,17 +227,49 @@ def _result(record: RunRecord) -> dict[str, object]:
     }
 
 
-def _save(folder: RunFolder, bed: SeedBed, record: RunRecord) -> None:
-    """Write everything that a run leaves; the folder is kept from here on."""
+def save_model(folder: RunFolder, bed: SeedBed, record: RunRecord) -> None:
+    """Write the model and how to repeat it; the folder is kept from here on.
+
+    With no room there, the model goes to the system's folder for temporary files: hours of training
+    must not be lost to a full disk.
+
+    Raises:
+        ConfigError: if it cannot be written there either.
+
+    """
     try:
         bed.save(folder.path)
         folder.write_text("config.yaml", record.config.to_yaml())
-        summary = summarise(record)
-        folder.write_json("summary.json", summary)
+    except OSError as error:
+        refuge = _save_elsewhere(bed)
+        where = f"the model was saved in {refuge}" if refuge is not None else "the model is lost"
+        raise ConfigError(
+            f"the run could not be saved in {folder.final_path}: {_reason(error)}; {where}. "
+            "Make room or choose another folder with --out"
+        ) from error
+    folder.keep = True
+
+
+def _save_elsewhere(bed: SeedBed) -> Path | None:
+    try:
+        refuge = Path(tempfile.mkdtemp(prefix="esper-model-"))
+        bed.save(refuge)
+    except OSError:
+        return None
+    return refuge
+
+
+def _save_record(folder: RunFolder, record: RunRecord) -> None:
+    """Write what a person and a program want to know of the run."""
+    try:
+        folder.write_json("summary.json", summarise(record))
         folder.write_text("report.html", render_report(record))
     except OSError as error:
         raise ConfigError(
-            f"the run could not be saved in {folder.final_path}: {error.strerror}; "
+            f"the report could not be saved in {folder.final_path}: {_reason(error)}; "
             "make room or choose another folder with --out"
         ) from error
-    folder.keep = True
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

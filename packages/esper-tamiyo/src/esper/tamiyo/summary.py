@@ -67,7 +67,13 @@ class RunRecord:
     weights_sha256: str = ""
     events_head: str = ""
     complete: bool = True
-    """Whether bus and library confirmed everything; the event log is complete in any case."""
+    """Whether bus and library confirmed everything."""
+    unfiled: int = 0
+    """Outcomes that the library did not confirm."""
+    events_lost: int = 0
+    """Events that could not be written into the event log."""
+    events_failure: str | None = None
+    """Why, if any."""
     interrupted: bool = False
 
 
@@ -113,6 +119,8 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "topics": record.topics,
         "lost": record.lost,
         "complete": record.complete,
+        "unfiled": record.unfiled,
+        "events_lost": record.events_lost,
         "weights_sha256": record.weights_sha256,
         "events_head": record.events_head,
         "interrupted": record.interrupted,

@@ -81,7 +81,8 @@ class Ui:
                 self._line(label, packet.epoch, _SHOWN[decision.action], decision.reason)
 
     def result(self, record: RunRecord, folder: Path) -> None:
-        """Say how the run ended and where everything is."""
+        """Stop the live display, say how the run ended and where everything is."""
+        self._progress.stop()
         before = record.parameters_before
         for label, training in (("grown", record.grown), ("twin", record.twin)):
             if training is not None and training.held_out is not None:
@@ -91,12 +92,8 @@ class Ui:
                     f"[bold]{label:<6}[/] held-out accuracy {figures.accuracy or 0:.1%}, "
                     f"loss {figures.loss:.3f}, {training.parameters:,} parameters{grew}"
                 )
-        if record.lost or not record.complete:
-            lost = ", ".join(f"{topic} {count}" for topic, count in record.lost.items())
-            self.say(
-                "[yellow]note[/]   the bus or the library did not confirm every message "
-                f"(lost: {lost or 'none'}); events.jsonl is complete"
-            )
+        for note in _notes(record):
+            self.say(f"[yellow]note[/]   {escape(note)}")
         if record.interrupted:
             self.say(
                 f"[yellow]stopped[/] after {len(record.grown.curve)} of {record.config.epochs} "
@@ -106,3 +103,22 @@ class Ui:
 
     def _line(self, label: str, epoch: int, verb: str, text: str) -> None:
         self.say(f"{label:<6} epoch {epoch + 1:>3}  {verb}  {escape(text)}")
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """Return what the run's records lack, in words."""
+    notes: list[str] = []
+    if record.lost or not record.complete:
+        lost = ", ".join(f"{topic} {count}" for topic, count in record.lost.items())
+        unfiled = f", outcomes not filed: {record.unfiled}" if record.unfiled else ""
+        notes.append(
+            "the bus or the library did not confirm every message "
+            f"(lost: {lost or 'none'}{unfiled})"
+            + ("" if record.events_lost else "; events.jsonl is complete")
+        )
+    if record.events_lost:
+        notes.append(
+            f"events.jsonl could not be written to its end ({record.events_failure}): "
+            f"{record.events_lost} events are missing, and the run cannot be verified from there on"
+        )
+    return notes

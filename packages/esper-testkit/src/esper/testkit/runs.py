@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
-COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.cli import main; main()")
+COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import main; main()")
 """`train`, with warnings as errors."""
 
 TIMEOUT_SECONDS = 300.0
