@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def build(task):
 
 
 @contextmanager
-def _training(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def _training(folder: Path, *options: str) -> Generator[subprocess.Popen[str]]:
     """Start `train` and give it once it trains."""
     process = subprocess.Popen(
         [*COMMAND, *options],
@@ -140,7 +140,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(tmp_path: Path) -> None:
     assert "cannot be verified from there on" in done.stdout
     assert f"{summary['events_lost']} events are missing" in done.stdout
     written = list(read_chain(folder / "events.jsonl", head=summary["events_head"]))
-    assert 0 < len(written)
+    assert len(written) > 0
     assert summary["events_lost"] > 0
     _comes_back(tmp_path, summary)
 
