@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 import yaml
 
 from esper.contracts import LIFECYCLE, SeedState, TopicNames, read_chain
-from esper.tamiyo import RunConfig
+from esper.tamiyo import RunConfig, Split, load_task
 from esper.tamiyo.run import run
+from esper.tamiyo.tasks import TASKS
 from esper.tamiyo.ui import Ui
 from esper.testkit.runs import FinishedRun, Train
 
@@ -54,6 +57,23 @@ def test_all_seven_topics_carried_messages(finished: FinishedRun) -> None:
     assert all(count > 0 for count in topics.values())
     assert finished.summary["lost"] == {}
     assert finished.summary["complete"]
+
+
+def test_every_message_is_counted_once(finished: FinishedRun) -> None:
+    events = list(read_chain(finished.folder / "events.jsonl"))
+    kinds = Counter(event.kind for event in events)
+    num_kernels = kinds["kernel"]
+    assert finished.summary["topics"] == {
+        TopicNames.TELEMETRY_SEED_HEALTH.value: kinds["health"],
+        TopicNames.CONTROL_KASMINA_COMMANDS.value: kinds["command"],
+        TopicNames.SYSTEM_EVENTS_EPOCH.value: finished.summary["epochs"],
+        TopicNames.INNOVATION_FIELD_REPORTS.value: kinds["field_report"],
+        TopicNames.COMPILATION_KERNEL_READY.value: num_kernels,
+        TopicNames.VALIDATION_KERNEL_CHARACTERIZED.value: num_kernels,
+        TopicNames.COMPILATION_BLUEPRINT_SUBMITTED.value: len(
+            {event.data["blueprint_id"] for event in events if event.kind == "kernel"}
+        ),
+    }
 
 
 def test_a_seed_went_the_whole_way_to_fossilized(finished: FinishedRun) -> None:
@@ -181,6 +201,18 @@ def test_the_policy_never_trains_exactly_like_its_twin(tmp_path: Path) -> None:
     assert summary["adaptations"] == []
     assert summary["grown"] == summary["twin"]
     assert summary["parameters_before"] == summary["grown"]["parameters"]
+
+
+def test_no_decision_ever_sees_test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task("digits")
+    other = Split(inputs=task.test.inputs.flip(0) * 3, targets=task.test.targets)
+    monkeypatch.setitem(TASKS, "other", lambda: replace(task, test=other))  # pyright: ignore
+    one, another = (
+        _run(tmp_path, task=name, epochs=25, twin=False) for name in ("digits", "other")
+    )
+    assert one["grown"]["loss"] != another["grown"]["loss"]
+    assert one["adaptations"] == another["adaptations"] != []
+    assert one["weights_sha256"] == another["weights_sha256"]
 
 
 def test_the_grown_model_beats_its_twin_for_at_least_four_of_five_seeds(tmp_path: Path) -> None:

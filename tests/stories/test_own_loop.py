@@ -16,9 +16,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from esper.contracts import KasminaCommand, KernelRejectedError, SeedState, SystemStatePacket
+from esper.contracts import (
+    ConfigError,
+    KasminaCommand,
+    KernelRejectedError,
+    SeedState,
+    SystemStatePacket,
+)
 from esper.contracts.registry import bus_factory
-from esper.kasmina import wrap
+from esper.kasmina import load, wrap
 from esper.tamiyo import (
     Evaluate,
     Figures,
@@ -72,7 +78,12 @@ class Loop:
     """A loop as anybody would write it: batch norm, dropout, a scheduler, random batches."""
 
     def __init__(
-        self, policy: Policy, *, evaluate: Evaluate | None = None, runtime: Runtime | None = None
+        self,
+        policy: Policy,
+        *,
+        evaluate: Evaluate | None = None,
+        runtime: Runtime | None = None,
+        saved_in: Path | None = None,
     ) -> None:
         torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
         self.inputs, self.targets = torch.rand(128, 12), torch.randint(0, 3, (128,))
@@ -84,9 +95,9 @@ class Loop:
             nn.Dropout(0.1),
             nn.Linear(6, 3),
         )
+        self.bed = wrap(self.model) if saved_in is None else load(self.model, saved_in)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=3)
-        self.bed = wrap(self.model)
         self.tamiyo = Tamiyo(
             self.bed,
             self.optimizer,
@@ -186,6 +197,87 @@ def test_a_block_that_helps_is_kept_and_owned_by_the_optimizer() -> None:
         owned = [id(p) for group in loop.optimizer.param_groups for p in group["params"]]
         trainable = [id(p) for p in loop.model.parameters() if p.requires_grad]
         assert sorted(owned) == sorted(trainable)
+
+
+def test_a_block_that_fine_tuning_spoiled_is_culled_before_it_is_fossilized() -> None:
+    losses = iter([0.5, 1.0, 1.0, 0.9])  # it helps at first; after fine-tuning it harms
+    loop = Loop(EAGER, evaluate=lambda: Figures(loss=next(losses)))
+    with loop.tamiyo:
+        at_graft: dict[str, Any] = {}
+        for before, packet in loop.run(20):
+            if _reached(packet, SeedState.GRAFTING):
+                at_graft = before
+            if _reached(packet, SeedState.CULLED):
+                break
+        else:
+            pytest.fail("no block was culled")
+        (report,) = loop.tamiyo.field_reports
+        assert packet.events[0].from_state is SeedState.FINE_TUNING
+        assert (report.loss_with, report.loss_without) == (1.0, 0.9)
+        assert _differences(at_graft, loop.state()) == []
+
+
+def test_a_block_that_fine_tuning_left_alone_needs_no_second_gain() -> None:
+    losses = iter([0.5, 1.0, 0.9, 0.9])
+    loop = Loop(EAGER, evaluate=lambda: Figures(loss=next(losses)))
+    with loop.tamiyo:
+        assert any(_reached(packet, SeedState.FOSSILIZED) for _, packet in loop.run(20))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [SeedState.GRAFTING, SeedState.STABILIZATION, SeedState.FINE_TUNING, SeedState.FOSSILIZED],
+)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_model_saved_in_any_state_is_grown_on_by_a_new_controller(
+    state: SeedState, is_known: bool, tmp_path: Path
+) -> None:
+    always_helps = itertools.cycle([Figures(loss=0.5), Figures(loss=1.0)])
+    first = Loop(EAGER, evaluate=lambda: next(always_helps))
+    with first.tamiyo:
+        assert any(_reached(packet, state) for _, packet in first.run(20))
+        first.bed.save(tmp_path)
+    second = Loop(EAGER, saved_in=tmp_path)
+    with second.tamiyo:
+        if not is_known:  # another library, another version: nobody here made that kernel
+            second.tamiyo.kernels = []
+        for _ in second.run(20):
+            pass
+        (loaded,) = [r for r in second.tamiyo.field_reports if r.epoch_started == 0] or [None]
+        if state is SeedState.FOSSILIZED:
+            assert loaded is None
+        else:
+            # A saved model does not hold what it was before the graft, so the block stays.
+            assert loaded is not None
+            assert loaded.outcome is SeedState.FOSSILIZED
+            assert (loaded.parameters_added > 0) == is_known
+            assert loaded.blueprint_name == "residual_mlp"
+
+
+def test_a_bed_has_one_controller_at_a_time() -> None:
+    loop = Loop(Never())
+    with pytest.raises(ConfigError, match="has a controller already"):
+        Tamiyo(loop.bed, loop.optimizer)
+    loop.tamiyo.close()
+    with Tamiyo(loop.bed, loop.optimizer, policy=Never()) as another:
+        another.end_epoch(val_loss=1.0)
+
+
+def test_a_closed_controller_takes_no_epoch() -> None:
+    loop = Loop(Never())
+    with loop.tamiyo:
+        loop.tamiyo.end_epoch(val_loss=1.0)
+    with pytest.raises(ConfigError, match="was called after this controller was closed"):
+        loop.tamiyo.end_epoch(val_loss=1.0)
+
+
+def test_what_is_no_bed_or_no_optimizer_is_explained() -> None:
+    model = nn.Linear(4, 3)
+    with pytest.raises(ConfigError, match=r"got a Linear; .* Tamiyo\(wrap\(model\), optimizer\)"):
+        Tamiyo(model, torch.optim.SGD(model.parameters(), lr=0.1))  # pyright: ignore
+    bed = wrap(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)))
+    with pytest.raises(ConfigError, match="got a list as optimizer"):
+        Tamiyo(bed, [0.1])
 
 
 def test_a_loss_that_is_not_finite_rolls_the_host_back_and_locks_the_site() -> None:

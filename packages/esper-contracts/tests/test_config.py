@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from esper.contracts import ConfigError, load_yaml
 
@@ -20,6 +21,12 @@ class Config(BaseModel):
     epochs: int = 10
     task: str = "digits"
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.epochs == 13:
+            raise ValueError("13 epochs are unlucky")
+        return self
 
 
 type Write = Callable[[str], Path]
@@ -57,6 +64,12 @@ def test_an_empty_file_means_the_defaults(write: Write, text: str) -> None:
         ("\nepochs: many\n", r"run\.yaml:2: epochs: .*valid integer"),
         ("optimizer:\n  momentum: [1]\n", r"run\.yaml:2: optimizer\.momentum: .*number"),
         ("optimizer: 3\n", r"run\.yaml:1: optimizer: "),
+        (
+            "epochs: 3\ntask: a\nepochs: 4\n",
+            r"run\.yaml:3: the key 'epochs' is given twice; keep one",
+        ),
+        ("optimizer:\n  momentum: 1\n  momentum: 2\n", r"run\.yaml:3: the key 'momentum' is given"),
+        ("epochs: 13\ntask: x\n", r"^\S*run\.yaml:1: 13 epochs are unlucky$"),
         ("- epochs\n", r"run\.yaml: expected 'key: value' lines at the top level"),
         ("epochs: [3\n", r"run\.yaml is not valid YAML: .*line 2"),
         ("epochs: !!python/object:os.system {}\n", r"not valid YAML: could not determine a con"),

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from esper.contracts import UnknownSchemeError, registry
+from esper.contracts import ConfigError, UnknownSchemeError, registry
 
 type Install = Callable[..., None]
 
@@ -89,3 +89,9 @@ def test_an_unknown_scheme_never_shows_the_password(install: Install) -> None:
     with pytest.raises(UnknownSchemeError) as caught:
         registry.bus_factory("rabbit://user:hunter2@localhost")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_malformed_url_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match=r"malformed \(Invalid IPv6 URL\)") as told:
+        registry.bus_factory("redis://:hunter2@[::1")
+    assert "hunter2" not in str(told.value)

@@ -73,8 +73,8 @@ def test_the_command_writes_the_schemas(tmp_path: Path) -> None:
 def test_the_command_says_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run_command(tmp_path / "file")
-    assert done.returncode == 1
     assert "cannot write to" in done.stderr
+    assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 

@@ -40,7 +40,9 @@ def test_help_teaches_with_examples_and_defaults() -> None:
         (["--host", "vgg"], "unknown host 'vgg'; there are mlp, cnn"),
         (["--epochs", "0"], "epochs: Input should be greater than or equal to 1"),
         (["--config", "missing.yaml"], "missing.yaml does not exist"),
-        (["--library", "sqlite:///x.db"], "library is given without artifacts"),
+        (["--library", "sqlite:///x.db"], "train: library is given without artifacts"),
+        (["--bus", "redis://[::1"], "bus: the URL is malformed"),
+        (["--threads", "99999"], "threads: Input should be less than or equal to 1024"),
     ],
 )
 def test_bad_input_is_one_clear_message_and_exit_code_2(

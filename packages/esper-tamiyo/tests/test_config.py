@@ -48,7 +48,12 @@ def test_given_options_win_and_missing_ones_change_nothing() -> None:
     [
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
-        ({"library": "sqlite:///x.db"}, "library is given without artifacts"),
+        ({"library": "sqlite:///x.db"}, "^library is given without artifacts"),
+        ({"bus": "redis://[::1"}, r"^bus: the URL is malformed \(Invalid IPv6 URL\)"),
+        ({"library": "sqlite://[x", "artifacts": "file:x"}, "^library: the URL is malformed"),
+        ({"learning_rate": float("inf")}, "learning_rate: Input should be a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate: Input should be a finite number"),
+        ({"threads": 99_999}, "threads: Input should be less than or equal to 1024"),
     ],
 )
 def test_a_bad_option_is_named(changes: dict[str, object], message: str) -> None:

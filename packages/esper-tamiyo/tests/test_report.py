@@ -4,6 +4,7 @@ import re
 
 from esper.contracts import FieldReport, SeedEvent, SeedState
 from esper.tamiyo import Figures, RunConfig
+from esper.tamiyo.pictures import draw_timeline
 from esper.tamiyo.report import render_report
 from esper.tamiyo.summary import Point, RunRecord, Training, adaptations, summarise
 
@@ -116,6 +117,28 @@ def test_an_attempt_lists_its_states_and_its_outcome() -> None:
     assert [step["state"] for step in attempt["states"]] == ["DORMANT", *LIFE]
     assert attempt["outcome"] == "CULLED"
     assert attempt["blueprint"] == "residual_mlp"
+
+
+def test_a_block_that_came_with_a_loaded_model_is_an_attempt_too() -> None:
+    resumed = record()
+    resumed.events = [e for e in resumed.events if e.to_state is SeedState.CULLED]
+    (attempt,) = adaptations(resumed)
+    assert [step["state"] for step in attempt["states"]] == ["EVALUATING", "CULLED"]
+
+
+def test_a_person_reads_epochs_from_1_and_a_program_from_0() -> None:
+    assert '<td class="n">1\u20137</td>' in render_report(record())
+    assert ">0</text>" not in draw_timeline(record())
+    summary = summarise(record())
+    assert summary["first_epoch"] == summary["grown"]["curve"][0]["epoch"] == 0
+
+
+def test_what_is_missing_from_the_record_is_said() -> None:
+    made = record()
+    made.unfiled, made.events_lost, made.events_failure = 2, 7, "No space left on device"
+    page = render_report(made)
+    assert "7 events could not be written (No space left on device)" in page
+    assert "2 outcomes were not filed" in page
 
 
 def test_the_summary_has_the_promised_keys() -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,35 @@ def broken(*task):
 
 def frozen(task):
     return build(task).requires_grad_(False)
+
+class Moody(nn.Linear):
+    def forward(self, inputs):
+        if self.training:
+            raise KeyError("not today")
+        return super().forward(inputs)
+
+def moody(task):
+    return Moody(5, task.num_classes)
+
+class Lost(nn.Linear):
+    def forward(self, inputs):
+        return {}["missing"]
+
+def lost(task):
+    return Lost(5, task.num_classes)
+
+def leaves(*task):
+    import sys
+    sys.exit(3)
+
+class Counting(nn.Linear):
+    count = 0
+    def forward(self, inputs):
+        self.count += 1
+        return super().forward(inputs)
+
+def normed(task):
+    return nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(), Counting(5, task.num_classes))
 """
 
 
@@ -111,12 +141,35 @@ def test_an_unknown_task_says_what_there_is(name: str, message: str) -> None:
         ("nothing", "returned a int"),
         ("broken", r"failed with OSError: the disk is gone \(.*, line 25\); --debug shows"),
         ("frozen", "has no parameter that requires a gradient"),
+        (
+            "moody",
+            r"failed learning a batch of shape \(2, 5\).*KeyError: 'not today' \(mine.*, line 33",
+        ),
+        ("lost", r"failed answering a batch .* with KeyError: 'missing' \(mine.*, line 41\)"),
+        ("leaves", r"failed with SystemExit: 3 \(mine.*, line 48\)"),
     ],
 )
 def test_a_host_that_does_not_fit_is_explained(my_module: str, host: str, message: str) -> None:
     task = load_task(f"{my_module}:load")
     with pytest.raises(ConfigError, match=message):
         build_host(f"{my_module}:{host}", task, seed=0)
+
+
+def test_trying_a_host_leaves_it_and_the_random_streams_as_they_were(my_module: str) -> None:
+    task = load_task(f"{my_module}:load")
+    host = build_host(f"{my_module}:normed", task, seed=0)
+    after = torch.get_rng_state()
+    assert host[0].num_batches_tracked == 0  # pyright: ignore
+    assert host[2].count == 1  # pyright: ignore
+    assert host.training
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    torch.nn.Linear(5, 3)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_task_that_ends_the_process_is_explained(my_module: str) -> None:
+    with pytest.raises(ConfigError, match=r"failed with SystemExit: 3 \(mine.*, line 48\)"):
+        load_task(f"{my_module}:leaves")
 
 
 def test_a_cnn_for_a_task_without_images_is_explained(my_module: str) -> None:
@@ -152,6 +205,41 @@ def test_unusable_data_is_explained(
 ) -> None:
     good = load_task(f"{my_module}:load")
     bad: Task = replace(good, test=spoil(good.test))
+    monkeypatch.setitem(TASKS, "bad", lambda: bad)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=message):
+        load_task("bad")
+
+
+NOT_TENSORS: Any = [[1.0]]
+
+MALFORMED: list[tuple[dict[str, object], str]] = [
+    ({"name": None}, "its name is None; expected a word"),
+    ({"num_classes": "3"}, "num_classes is '3'; expected a whole number"),
+    ({"num_classes": 0}, "num_classes is 0; expected a whole number"),
+    ({"train": None}, "train data is a NoneType; expected esper.tamiyo.Split"),
+    (
+        {"test": _split(NOT_TENSORS, NOT_TENSORS)},
+        "test data: inputs is a list; expected a Tensor",
+    ),
+    (
+        {"validation": _split(torch.zeros(1, 5), None)},  # pyright: ignore
+        "validation data: targets is a NoneType; expected a Tensor",
+    ),
+    (
+        {"test": _split(torch.tensor(1.0), torch.tensor(0))},
+        "test data: inputs is a single number; expected one per sample",
+    ),
+    ({"image_shape": (1, 5)}, r"image_shape is \(1, 5\); expected None or"),
+    ({"image_shape": (1, 2, 3)}, r"image_shape is \(1, 2, 3\); .* which has 5 numbers"),
+    ({"image_shape": "big"}, "image_shape is 'big'; expected None or"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MALFORMED)
+def test_a_malformed_task_is_explained(
+    my_module: str, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    bad = replace(load_task(f"{my_module}:load"), **changes)
     monkeypatch.setitem(TASKS, "bad", lambda: bad)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=message):
         load_task("bad")

@@ -7,6 +7,7 @@ from typing import cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from esper.contracts.errors import ConfigError
 
@@ -30,6 +31,10 @@ def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if twice := _repeated_key(root):
+        raise ConfigError(
+            f"{path}:{twice.start_mark.line + 1}: the key {twice.value!r} is given twice; keep one"
+        )
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -38,16 +43,39 @@ def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         problems = [
-            f"{path}:{_line_of(root, item['loc'])}: {_explain(model, item['loc'], item['msg'])}"
+            f"{path}:{_line_of(root, item['loc'])}: {_explain(model, item['loc'], message_of(item))}"
             for item in error.errors(include_url=False)
         ]
         raise ConfigError("\n".join(problems)) from None
 
 
+def message_of(item: ErrorDetails) -> str:
+    """Return what one of pydantic's errors says, without its name for errors that are ours."""
+    return item["msg"].removeprefix("Value error, ")
+
+
+def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """Return the first key that stands twice in one mapping; YAML itself would keep the last one."""
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
+            children.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    return next((found for child in children if (found := _repeated_key(child))), None)
+
+
 def _explain(model: type[BaseModel], loc: Sequence[int | str], message: str) -> str:
+    if not loc:
+        return message
     key = ".".join(str(part) for part in loc)
     owner = _model_at(model, loc[:-1])
-    if owner is None or not loc or loc[-1] in owner.model_fields:
+    if owner is None or loc[-1] in owner.model_fields:
         return f"{key}: {message}"
     valid = list(owner.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), valid, n=1)

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import cast
 from urllib.parse import urlsplit
 
-from esper.contracts.errors import UnknownSchemeError
+from esper.contracts.errors import ConfigError, UnknownSchemeError
 from esper.contracts.ports import (
     ArtifactStoreFactory,
     BusFactory,
@@ -30,8 +30,18 @@ def installed(group: str) -> list[str]:
 
 
 def scheme_of(url: str) -> str:
-    """Return the part of `url` that selects a backend: the scheme, without `+driver`."""
-    return urlsplit(url).scheme.partition("+")[0].lower()
+    """Return the part of `url` that selects a backend: the scheme, without `+driver`.
+
+    Raises:
+        ConfigError: if it is no URL at all; does not quote it, for it may hold a password.
+
+    """
+    try:
+        return urlsplit(url).scheme.partition("+")[0].lower()
+    except ValueError as error:
+        raise ConfigError(
+            f"a bus, library or artifact URL is malformed ({error}); expected scheme://host/path"
+        ) from None
 
 
 def _load(group: str, name: str, described: str) -> object:

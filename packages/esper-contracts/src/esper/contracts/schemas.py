@@ -5,7 +5,6 @@ For clients in other languages, and for validating payloads at a border without 
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from esper import contracts
@@ -40,5 +39,5 @@ def main() -> None:
     try:
         written = export_schemas(folder)
     except OSError as error:
-        sys.exit(f"esper-schemas: cannot write to {folder}: {error}")
+        parser.exit(2, f"esper-schemas: cannot write to {folder}: {error}\n")
     print(f"wrote {len(written)} schemas to {folder}")

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from esper.contracts.config import message_of
 from esper.contracts.errors import ConfigError
 
 DEFAULT_PORTS = {"postgresql": 5432, "redis": 6379, "rediss": 6379}
@@ -102,7 +103,7 @@ def load_settings(env_file: Path | None = Path(".env")) -> Settings:
         return Settings(_env_file=env_file)  # pyright: ignore[reportCallIssue]
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']).upper()}: {message_of(item)}"
             for item in error.errors(include_input=False)
         )
         raise ConfigError(f"bad settings (environment or {env_file}): {problems}") from None

@@ -187,6 +187,11 @@ class Broker:
                 for queue in groups.values()
             )
 
+    def groups(self) -> set[str]:
+        """Return the groups that messages are kept for."""
+        with self._lock:
+            return {group for groups in self._queues.values() for group in groups}
+
     def _queue(self, topic: TopicNames, group: str) -> _Queue:
         queue = self._queues[topic].get(group)
         if queue is None:

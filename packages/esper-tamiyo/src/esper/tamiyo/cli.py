@@ -117,7 +117,7 @@ def train(
             raise
         _print_error(str(error), error)
         raise typer.Exit(EXIT_BAD_INPUT) from None
-    except Exception as error:  # the last line of defence against a raw traceback
+    except (Exception, SystemExit) as error:  # the last line of defence against a raw traceback
         if debug:
             raise
         text = f"unexpected {type(error).__name__}: {error}. This is a mistake in the task, in the host "
@@ -132,7 +132,7 @@ def train(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _print_error(text: str, error: Exception, *, otherwise: str | None = None) -> None:
+def _print_error(text: str, error: BaseException, *, otherwise: str | None = None) -> None:
     """Print one message, with what is left of the run where something is (see `folder`)."""
     left = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
     print("; ".join([f"train: {text}", *left]), file=sys.stderr)

@@ -8,9 +8,17 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from esper.contracts import ConfigError
+from esper.contracts.config import message_of
 
 
 class RunConfig(BaseModel):
@@ -27,8 +35,8 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    threads: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
+    threads: int = Field(default=1, ge=1, le=1024)
     """Threads that torch computes with; the built-in hosts are too small to gain from more."""
     twin: bool = True
     """Also train the same host with the same seed and without growth, for comparison."""
@@ -39,6 +47,17 @@ class RunConfig(BaseModel):
     """Where kernels' bytes are kept; None keeps them in the run folder."""
     out: Path = Path("runs")
     """The folder that run folders are made in."""
+
+    @field_validator("bus", "library", "artifacts")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        try:
+            urlsplit(url or "")
+        except ValueError as error:
+            raise ValueError(
+                f"the URL is malformed ({error}); expected scheme://host/path"
+            ) from None
+        return url
 
     @model_validator(mode="after")
     def _check_library(self) -> "RunConfig":
@@ -83,16 +102,12 @@ def override(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     given = {key: value for key, value in changes.items() if value is not None}
     try:
         return RunConfig.model_validate(config.model_dump() | given)
-    except ValueError as error:
+    except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
 
-def _explain(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return str(error)
+def _explain(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}"
+        ": ".join([*(str(part) for part in item["loc"]), message_of(item)])
         for item in error.errors(include_input=False)
     )

@@ -30,6 +30,7 @@ from esper.contracts import (
     EventLog,
     FieldReport,
     HealthSignal,
+    IllegalTransitionError,
     KasminaCommand,
     KernelRejectedError,
     SeedBed,
@@ -43,7 +44,7 @@ from esper.contracts import (
 from esper.tamiyo.forge import forge_kernels
 from esper.tamiyo.policies import EpochFigures, Heuristic, Observation, Policy, Proposal
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
-from esper.tamiyo.verdict import Evaluate, Evidence, Figures, judge
+from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
 
 _log = get_logger(__name__)
 
@@ -67,6 +68,12 @@ PATIENCE_EPOCHS = 50
 _UNDONE = (_S.CULLED, _S.CANCELLED, _S.ROLLED_BACK)
 _OUTCOMES = (_S.FOSSILIZED, *_UNDONE)
 
+UNKNOWN = "0" * 64
+"""Stands for the blueprint of a block that came with a loaded model and that this library lacks."""
+
+_controlled: set[int] = set()
+"""Ids of the beds that have a controller now, each kept alive by it."""
+
 
 class Tamiyo:
     """The controller of one training run; a context manager.
@@ -86,6 +93,10 @@ class Tamiyo:
         runtime: an open runtime to use; the caller closes it.
         log: an open event log to append to.
 
+    Raises:
+        ConfigError: if `bed` is no seed bed, has a controller already, or `optimizer` is none.
+        EsperError: if a worker failed or a server is not available.
+
     """
 
     def __init__(
@@ -100,6 +111,7 @@ class Tamiyo:
         runtime: Runtime | None = None,
         log: EventLog | None = None,
     ) -> None:
+        _check_arguments(bed, optimizer)
         self.bed = bed
         self.policy = policy or Heuristic()
         self.epoch = 0
@@ -114,6 +126,7 @@ class Tamiyo:
         self._decisions: list[AdaptationSignal] = []
         self._before: dict[tuple[int, int], EpochFigures] = {}
         self._evidence: dict[tuple[int, int], Evidence] = {}
+        self._is_open = True
         self._closing = ExitStack()
         self._runtime = runtime or self._closing.enter_context(_embedded_runtime(self._closing))
         try:
@@ -124,6 +137,8 @@ class Tamiyo:
         except BaseException:
             self._closing.close()
             raise
+        _controlled.add(id(bed))
+        self._closing.callback(_controlled.discard, id(bed))
         self._closing.callback(bed.detach)
         atexit.register(self.close)
 
@@ -143,6 +158,7 @@ class Tamiyo:
     def close(self) -> None:
         """Stop following the optimizer and close what this controller opened; idempotent."""
         atexit.unregister(self.close)
+        self._is_open = False
         self._closing.close()
 
     def end_epoch(
@@ -165,7 +181,15 @@ class Tamiyo:
             The system at this decision point, as it was put on the bus: metrics, seeds, decisions
             with their reasons, and the transitions that followed.
 
+        Raises:
+            ConfigError: if a figure makes no sense, or the controller is closed.
+
         """
+        if not self._is_open:
+            raise ConfigError(
+                "end_epoch was called after this controller was closed; nothing grows any more: call "
+                "it inside the with statement, or make another Tamiyo"
+            )
         val_loss = float(val_loss)
         if val_accuracy is not None and not 0.0 <= val_accuracy <= 1.0:
             raise ConfigError(
@@ -225,7 +249,23 @@ class Tamiyo:
                 refusal = f"its kernel was refused: {error}"
                 self._decide(Action.CULL, refusal, seed_id=seed.seed_id)
                 self._command(seed.seed_id, _S.CANCELLED, refusal)
+            except IllegalTransitionError as error:
+                if target not in _UNDONE:
+                    raise
+                self._live_with(seed, target, error)
+                return
             seed = self._status(seed.seed_id)
+
+    def _live_with(
+        self, seed: SeedStatus, target: SeedState, error: IllegalTransitionError
+    ) -> None:
+        """Keep a block that cannot be undone: one that came with a loaded model."""
+        reason = f"it cannot be undone: {error}"
+        if target is _S.CULLED and seed.state in (_S.EVALUATING, _S.FINE_TUNING):
+            self._decide(Action.ADVANCE, reason, seed_id=seed.seed_id)
+            self._command(seed.seed_id, _S.FOSSILIZED, reason)
+        else:
+            self._decide(Action.WAIT, reason, seed_id=seed.seed_id)
 
     def _next_move(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]] | None:
         """Return where the seed goes now, why, and the numbers behind it; None if it stays."""
@@ -241,7 +281,10 @@ class Tamiyo:
         if seed.state is _S.TRAINING and self._awaits_verdict():
             return None  # one undo must not take the other with it
         if seed.state is _S.EVALUATING:
-            return self._judge(seed)
+            return self._judge(seed, _S.FINE_TUNING)
+        if seed.state is _S.FINE_TUNING and self._evaluate is not None:
+            # Judged again, for fine-tuning may have spoiled it; it needs no second gain to stay.
+            return self._judge(seed, _S.FOSSILIZED, min_gain=0.0)
         if seed.state in _NEXT:
             return *_NEXT[seed.state], {}
         return None
@@ -249,7 +292,9 @@ class Tamiyo:
     def _awaits_verdict(self) -> bool:
         return any(seed.state in HOST_VISIBLE & IN_FLIGHT for seed in self.bed.seeds())
 
-    def _judge(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]]:
+    def _judge(
+        self, seed: SeedStatus, if_kept: SeedState, *, min_gain: float = MIN_GAIN
+    ) -> tuple[SeedState, str, dict[str, float]]:
         now, before = self._history[-1], self._before.get(seed.seed_id)
         if self._evaluate is None:
             measured, without = _figures(now), None
@@ -263,8 +308,8 @@ class Tamiyo:
             without_block=without,
         )
         self._evidence[seed.seed_id] = evidence
-        verdict = judge(evidence)
-        return _S.FINE_TUNING if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers
+        verdict = judge(evidence, min_gain=min_gain)
+        return if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers
 
     def _grow(self, health: Sequence[HealthSignal]) -> None:
         """Ask the policy, and germinate what it chose."""
@@ -341,7 +386,7 @@ class Tamiyo:
             self._report_outcome(event, before)
 
     def _report_outcome(self, event: SeedEvent, seed: SeedStatus) -> None:
-        kernel = next(k for k in self.kernels if k.kernel_id == seed.kernel_id)
+        kernel = self._kernel_of(seed)
         before = self._before.pop(event.seed_id, None)
         evidence = self._evidence.pop(event.seed_id, None)
         if event.to_state is not _S.FOSSILIZED and before is not None:
@@ -352,18 +397,25 @@ class Tamiyo:
             run_id=self._runtime.run_id,
             seed_id=event.seed_id,
             site=event.site,
-            kernel_id=kernel.kernel_id,
-            blueprint_id=kernel.blueprint_id,
-            blueprint_name=kernel.blueprint_name,
+            kernel_id=seed.kernel_id or UNKNOWN,
+            blueprint_id=kernel.blueprint_id if kernel is not None else UNKNOWN,
+            blueprint_name=seed.blueprint_name or "unknown",
             outcome=event.to_state,
             reason=event.reason,
             epoch_started=max(
-                e.epoch
-                for e in self.events
-                if e.seed_id == event.seed_id and e.to_state is _S.GERMINATED
+                (
+                    e.epoch
+                    for e in self.events
+                    if e.seed_id == event.seed_id and e.to_state is _S.GERMINATED
+                ),
+                default=0,  # it came with a loaded model
             ),
             epoch_ended=event.epoch,
-            parameters_added=(kernel.num_parameters if event.to_state is _S.FOSSILIZED else 0),
+            parameters_added=(
+                kernel.num_parameters
+                if kernel is not None and event.to_state is _S.FOSSILIZED
+                else 0
+            ),
             loss_before=before.val_loss if before is not None else None,
             loss_with=evidence.with_block.loss if evidence is not None else None,
             loss_without=without.loss if without is not None else None,
@@ -372,6 +424,18 @@ class Tamiyo:
         )
         self.field_reports.append(report)
         self._record("field_report", report)
+
+    def _kernel_of(self, seed: SeedStatus) -> CompiledKernelArtifact | None:
+        """Return the seed's kernel; for one that came with a loaded model, one of its design and size."""
+        site = next(site for site in self.bed.sites if site.layer_id == seed.seed_id[0])
+        alike = [
+            kernel
+            for kernel in self.kernels
+            if kernel.blueprint_name == seed.blueprint_name
+            and kernel.signature.fits(site.signature)
+        ]
+        exact = [kernel for kernel in self.kernels if kernel.kernel_id == seed.kernel_id]
+        return next(iter([*exact, *alike]), None)
 
     def _status(self, seed_id: tuple[int, int]) -> SeedStatus:
         return next(seed for seed in self.bed.seeds() if seed.seed_id == seed_id)
@@ -385,6 +449,22 @@ class Tamiyo:
                 self._runtime.publish(content)
             case _:
                 pass
+
+
+def _check_arguments(bed: object, optimizer: object) -> None:
+    if not hasattr(bed, "execute"):
+        raise ConfigError(
+            f"Tamiyo got a {type(bed).__name__}; expected a seed bed: Tamiyo(wrap(model), optimizer)"
+        )
+    if not hasattr(optimizer, "param_groups"):
+        raise ConfigError(
+            f"Tamiyo got a {type(optimizer).__name__} as optimizer; expected a torch.optim.Optimizer"
+        )
+    if id(bed) in _controlled:
+        raise ConfigError(
+            "this seed bed has a controller already, and two would undo each other's work; close the "
+            "first, for example by using it in a with statement"
+        )
 
 
 def _figures(epoch: EpochFigures) -> Figures:

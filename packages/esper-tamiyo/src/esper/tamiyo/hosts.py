@@ -3,15 +3,17 @@
 Deliberately small: each has a bottleneck that growth can relieve. Shapes: B batch, C classes.
 """
 
+import copy
 import random
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from esper.contracts import ConfigError
-from esper.tamiyo.loading import call, resolve
+from esper.tamiyo.loading import call, failure, resolve
 from esper.tamiyo.tasks import Task
 
 
@@ -86,23 +88,46 @@ def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
 
 
 def _check_fit(name: str, model: nn.Module, task: Task) -> None:
-    """Run two samples through `model`; leaves its mode and the random streams as they were."""
-    sample = task.train.inputs[:2]
+    """Answer and train on two samples; leaves the model and the random streams as they were."""
+    inputs, targets = task.train.inputs[:2], task.train.targets[:2]
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        output = _attempt(name, task, " answering", lambda: _answer(model, inputs))
+        expected = (len(inputs), task.num_classes)
+        if not isinstance(output, Tensor) or output.shape != expected:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(
+                f"host {name!r} answers {len(inputs)} samples of task {task.name!r} with {shape}; "
+                f"expected one logit per class: {expected}"
+            )
+        if (copied := _copy(model)) is not None:
+            _attempt(name, task, " learning", lambda: _learn(copied.train(), inputs, targets))
+
+
+def _copy(model: nn.Module) -> nn.Module | None:
+    """Return a copy to try training on, which may change statistics, counters, anything."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # noqa: BLE001 - its training will tell what this trial would have told
+        return None
+
+
+def _answer(model: nn.Module, inputs: Tensor) -> object:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-            output: object = model(sample)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"host {name!r} does not take the data of task {task.name!r}: it was given a batch of "
-            f"shape {tuple(sample.shape)} and failed with: {error}"
-        ) from error
+        with torch.no_grad():
+            return model(inputs)
     finally:
         model.train(was_training)
-    if not isinstance(output, Tensor) or output.shape != (len(sample), task.num_classes):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ConfigError(
-            f"host {name!r} answers {len(sample)} samples of task {task.name!r} with {shape}; "
-            f"expected one logit per class: {(len(sample), task.num_classes)}"
-        )
+
+
+def _learn(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    functional.cross_entropy(model(inputs), targets).backward()  # pyright: ignore[reportUnknownMemberType]
+
+
+def _attempt[T](name: str, task: Task, when: str, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except (Exception, SystemExit) as error:  # anything may happen in a model of the user's
+        shape = f"{when} a batch of shape {(2, *task.train.inputs.shape[1:])} of task {task.name!r}"
+        raise failure("host", name, error, shape) from error

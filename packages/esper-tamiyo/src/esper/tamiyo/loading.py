@@ -37,8 +37,8 @@ def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str
             f"{role} {name!r}: cannot import {module_name!r} ({error}); it must be installed or a "
             f"file in {here}"
         ) from error
-    except Exception as error:  # anything may happen in a module of the user's
-        raise _failure(role, name, error) from error
+    except (Exception, SystemExit) as error:  # anything may happen in a module of the user's
+        raise failure(role, name, error) from error
     found = getattr(module, attribute, None)
     if not callable(found):
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
@@ -62,13 +62,16 @@ def call[**P, T](
         return function(*args, **kwargs)
     except EsperError:
         raise
-    except Exception as error:  # anything may happen in a function of the user's
-        raise _failure(role, name, error) from error
+    except (Exception, SystemExit) as error:  # anything may happen in a function of the user's
+        raise failure(role, name, error) from error
 
 
-def _failure(role: str, name: str, error: Exception) -> ConfigError:
-    last = traceback.extract_tb(error.__traceback__)[-1]
+def failure(role: str, name: str, error: BaseException, when: str = "") -> ConfigError:
+    """Return what to say of an error in code of the user's: what, when, and the last line of theirs."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
+    last = [*frames, *theirs][-1]
     return ConfigError(
-        f"{role} {name!r} failed with {type(error).__name__}: {error} "
+        f"{role} {name!r} failed{when} with {type(error).__name__}: {error} "
         f"({Path(last.filename).name}, line {last.lineno}); --debug shows the traceback"
     )

@@ -1,6 +1,7 @@
 """Draws a run as SVG: the curves of the grown model and its twin, and the life of every seed.
 
-Text and axes are mid-grey on no background, which reads on a light page and on a dark one.
+Epochs count from 1 here, as in everything that a person reads; the data counts from 0. Text and axes
+are mid-grey on no background, which reads on a light page and on a dark one.
 """
 
 # matplotlib types its keyword arguments as unknown.
@@ -78,7 +79,7 @@ def _draw_curve(record: RunRecord, name: str, title: str) -> str:
 def draw_timeline(record: RunRecord) -> str:
     """Return an SVG with one row per site that was tried, coloured by the seed's state."""
     sites = list(dict.fromkeys(event.site for event in record.events))
-    last_epoch = len(record.grown.curve)
+    end_of_run = 1 + len(record.grown.curve)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 0.9 + 0.45 * max(1, len(sites))), layout="constrained")
         axes = figure.subplots()
@@ -86,13 +87,14 @@ def draw_timeline(record: RunRecord) -> str:
         for row, site in enumerate(sites):
             events = [event for event in record.events if event.site == site]
             for event, following in zip(events, [*events[1:], None], strict=True):
-                end = following.epoch if following is not None else last_epoch
+                start = 1 + event.epoch
+                end = 1 + following.epoch if following is not None else end_of_run
                 colour = STATE_COLOURS.get(event.to_state)
-                if colour is not None and end > event.epoch:
-                    bar = axes.barh(row, end - event.epoch, left=event.epoch, color=colour)
+                if colour is not None and end > start:
+                    bar = axes.barh(row, end - start, left=start, color=colour)
                     used.setdefault(event.to_state, bar)
         axes.set_yticks(range(len(sites)), [f"layer {site}" for site in sites])
-        axes.set_xlim(0, last_epoch)
+        axes.set_xlim(1, end_of_run)
         axes.invert_yaxis()
         axes.set_xlabel("epoch")
         figure.legend(
@@ -106,7 +108,7 @@ def draw_timeline(record: RunRecord) -> str:
 
 
 def _curve(axes: Axes, training: Training, name: str, colour: str, label: str, style: str) -> None:
-    epochs = [point.epoch for point in training.curve]
+    epochs = [1 + point.epoch for point in training.curve]
     axes.plot(
         epochs,
         [getattr(point, name) for point in training.curve],
@@ -120,7 +122,7 @@ def _curve(axes: Axes, training: Training, name: str, colour: str, label: str, s
 def _mark_grafts(axes: Axes, events: Sequence[SeedEvent]) -> None:
     for event in events:
         if event.to_state is SeedState.GRAFTING:
-            axes.axvline(event.epoch, color=STATE_COLOURS[SeedState.GRAFTING], linewidth=0.8)
+            axes.axvline(1 + event.epoch, color=STATE_COLOURS[SeedState.GRAFTING], linewidth=0.8)
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -15,6 +15,7 @@ class Point:
     """One epoch on a curve."""
 
     epoch: int
+    """Counted from 0, as in all data; what a person reads counts from 1."""
     train_loss: float
     val_loss: float
     val_accuracy: float | None
@@ -80,22 +81,22 @@ class RunRecord:
 def adaptations(record: RunRecord) -> list[dict[str, Any]]:
     """Return every attempt to grow, in order, with the states it went through.
 
-    An attempt begins with GERMINATED; the return of a culled site to DORMANT closes it.
+    An attempt begins with GERMINATED, or where a loaded model had got to; the return of a culled site to
+    DORMANT closes it.
     """
     attempts: list[dict[str, Any]] = []
     open_attempts: dict[tuple[int, int], dict[str, Any]] = {}
     for event in record.events:
-        if event.to_state is SeedState.GERMINATED and event.kernel_id is not None:
-            attempt: dict[str, Any] = {
+        if event.seed_id not in open_attempts or event.to_state is SeedState.GERMINATED:
+            open_attempts[event.seed_id] = {
                 "seed_id": list(event.seed_id),
                 "site": event.site,
-                "blueprint": record.blueprint_names[event.kernel_id],
+                "blueprint": record.blueprint_names.get(event.kernel_id or "", "unknown"),
                 "kernel": event.kernel_id,
-                "states": [{"state": SeedState.DORMANT.value, "epoch": 0}],
+                "states": [{"state": event.from_state.value, "epoch": 0}],
                 "outcome": None,
             }
-            attempts.append(attempt)
-            open_attempts[event.seed_id] = attempt
+            attempts.append(open_attempts[event.seed_id])
         attempt = open_attempts[event.seed_id]
         attempt["states"].append({"state": event.to_state.value, "epoch": event.epoch})
         if event.to_state is not SeedState.DORMANT:
@@ -104,7 +105,7 @@ def adaptations(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def summarise(record: RunRecord) -> dict[str, Any]:
-    """Return the content of `summary.json`."""
+    """Return the content of `summary.json`: data for programs, so its epochs count from 0."""
     return {
         "run_id": record.run_id,
         "task": record.config.task,
@@ -112,6 +113,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "seed": record.config.seed,
         "policy": record.config.policy,
         "epochs": record.config.epochs,
+        "first_epoch": 0,
         "parameters_before": record.parameters_before,
         "grown": record.grown.as_json(),
         "twin": record.twin.as_json() if record.twin is not None else None,

@@ -6,6 +6,7 @@ reports come from `test`, which nothing else ever sees.
 Shapes: N samples, then whatever one sample is, for example (64,) or (1, 8, 8).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -92,9 +93,47 @@ def load_task(name: str) -> Task:
         raise ConfigError(
             f"task {name!r} returned a {type(task).__name__}; expected esper.tamiyo.Task"
         )
+    _check_task(name, task)
+    return task
+
+
+def _check_task(name: str, task: Task) -> None:
+    """Check every field: a function of the user's may have put anything in it."""
+    for part in ("train", "validation", "test"):
+        _check_types(f"task {name!r}, {part} data", getattr(task, part))
+    if not (isinstance(task.name, str) and task.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"task {name!r}: its name is {task.name!r}; expected a word")
+    if not (isinstance(task.num_classes, int) and task.num_classes > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"task {name!r}: num_classes is {task.num_classes!r}; expected a whole number above 0"
+        )
     for part in ("train", "validation", "test"):
         _check_split(task, part, getattr(task, part))
-    return task
+    _check_image_shape(name, task)
+
+
+def _check_types(where: str, split: object) -> None:
+    if not isinstance(split, Split):
+        raise ConfigError(f"{where} is a {type(split).__name__}; expected esper.tamiyo.Split")
+    for field in ("inputs", "targets"):
+        value: object = getattr(split, field)
+        if not isinstance(value, Tensor):
+            raise ConfigError(f"{where}: {field} is a {type(value).__name__}; expected a Tensor")
+        if value.ndim == 0:
+            raise ConfigError(f"{where}: {field} is a single number; expected one per sample")
+
+
+def _check_image_shape(name: str, task: Task) -> None:
+    shape = cast("object", task.image_shape)
+    if shape is None:
+        return
+    sizes = cast("tuple[object, ...]", shape) if isinstance(shape, tuple) else ()
+    fits = len(sizes) == 3 and all(isinstance(size, int) and size > 0 for size in sizes)
+    if not fits or math.prod(cast("tuple[int, ...]", sizes)) != task.num_features:
+        raise ConfigError(
+            f"task {name!r}: image_shape is {shape!r}; expected None or (channels, height, width) of "
+            f"one sample, which has {task.num_features} numbers"
+        )
 
 
 def _check_split(task: Task, part: str, split: Split) -> None:
