@@ -14,6 +14,7 @@ from esper.kasmina.kernels import (
 )
 from esper.kasmina.library import builtin_blueprints, load_blueprint
 from esper.kasmina.loading import load
+from esper.kasmina.marks import Mark
 from esper.kasmina.operators import LayerContext, register_operator, unregister_operator
 from esper.kasmina.packing import UnpackedKernel, pack_kernel, unpack_kernel
 from esper.kasmina.plan import Plan, plan
@@ -31,6 +32,7 @@ __all__ = [
     "Cost",
     "Example",
     "LayerContext",
+    "Mark",
     "Plan",
     "StageLengths",
     "Target",
