@@ -90,6 +90,8 @@ async def test_group_that_nobody_reads_keeps_the_newest_only(
         reader = bus.subscribe([HEALTH], group="readers", consumer="one")
         kept = [(await anext(reader)).payload() for _ in range(10)]
         assert kept == [health(epoch) for epoch in range(15, 25)]
+        assert bus.lost == {HEALTH: 15}
+    assert bus.lost == {HEALTH: 15}
 
 
 async def test_names_are_apart_and_a_broker_ends_with_its_last_client(

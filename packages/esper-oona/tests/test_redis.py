@@ -19,6 +19,7 @@ from esper.contracts import (
     TopicNames,
 )
 from esper.oona import open_redis_bus
+from esper.oona.redis_group import num_trimmed
 from esper.testkit.redis import RedisServer, start_redis
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
@@ -263,6 +264,38 @@ async def test_message_trimmed_while_in_hand_does_not_stop_the_group(
         publish(bus, health(1))
         reader = bus.subscribe([HEALTH], group="readers", consumer="two")
         assert await read_until(reader, 1) == [1]
+        assert bus.lost == {HEALTH: 1}
+
+
+async def test_messages_trimmed_before_the_group_read_them_are_counted_once(
+    redis_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    url = redis_url(0.4)  # looks for them every 0.1 s
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group([HEALTH], group="readers")
+        publish(bus, health(0))
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+        assert await read_until(reader, 0) == [0]
+        for epoch in range(1, 11):
+            publish(bus, health(epoch))
+        assert await bus.flush(10.0)
+        await raw.xtrim(stream_key(url, HEALTH), maxlen=3, approximate=False)
+        await asyncio.sleep(0.12)  # until the reader is due to look again
+        assert await read_until(reader, 10) == [8, 9, 10]
+        assert bus.lost == {HEALTH: 7}
+        await reader.aclose()
+    assert bus.lost == {HEALTH: 7}
+
+
+def test_redis_6_does_not_count_but_a_full_stream_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("esper.oona.redis_group.MAX_BACKLOG", 5)
+    group: dict[str, object] = {"last-delivered-id": b"7-0"}
+    full: dict[str, object] = {"length": 5, "first-entry": (b"9-0", None)}
+    assert num_trimmed(full, group) == 1
+    assert num_trimmed(full | {"length": 4}, group) == 0
+    assert num_trimmed(full | {"first-entry": (b"7-0", None)}, group) == 0
 
 
 async def test_entries_that_waited_too_long_in_a_consumer_are_left_to_others(

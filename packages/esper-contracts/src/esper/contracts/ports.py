@@ -113,7 +113,10 @@ class Bus(Protocol):
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
-        """Messages given to `publish_nowait` that never reached the bus, by topic."""
+        """Messages that never reached the bus, or that it dropped before a group had read them.
+
+        By topic; a group that reads too slowly loses its oldest.
+        """
         ...
 
 

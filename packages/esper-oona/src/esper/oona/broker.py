@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -71,12 +72,15 @@ class _Queue:
     waiters: set[Consumer] = field(default_factory=set[Consumer])
     """Whom to wake when a message comes."""
 
-    def add(self, item: Item) -> None:
-        if len(self.unacknowledged) >= MAX_BACKLOG:
+    def add(self, item: Item) -> bool:
+        """Keep the message; tell whether the oldest had to go for it."""
+        is_full = len(self.unacknowledged) >= MAX_BACKLOG
+        if is_full:
             self.remove(next(iter(self.unacknowledged)))
             self.head()
         self.unacknowledged[item.sequence] = item
         heapq.heappush(self.ready, item.sequence)
+        return is_full
 
     def remove(self, sequence: int) -> None:
         self.unacknowledged.pop(sequence, None)
@@ -100,6 +104,7 @@ class Broker:
     def __init__(self) -> None:
         self._lock = Lock()
         self._sequence = count(1)
+        self._dropped: Counter[TopicNames] = Counter()
         self._queues: dict[TopicNames, dict[str, _Queue]] = {topic: {} for topic in TopicNames}
 
     def publish(self, topic: TopicNames, data: bytes) -> None:
@@ -108,11 +113,23 @@ class Broker:
         with self._lock:
             sequence = next(self._sequence)
             for group, queue in self._queues[topic].items():
-                queue.add(Item(sequence=sequence, topic=topic, group=group, data=data))
+                item = Item(sequence=sequence, topic=topic, group=group, data=data)
+                if queue.add(item):
+                    if not self._dropped[topic]:
+                        _log.error(
+                            "a group reads too slowly; its oldest messages are dropped", group=group
+                        )
+                    self._dropped[topic] += 1
                 woken |= queue.waiters
                 queue.waiters.clear()
         for consumer in woken:
             consumer.wake()
+
+    @property
+    def dropped(self) -> Counter[TopicNames]:
+        """Messages that went before a group had read them, by topic, once for each such group."""
+        with self._lock:
+            return self._dropped.copy()
 
     def create_group(self, topics: Collection[TopicNames], group: str) -> None:
         """Keep messages for `group` from now on; idempotent."""

@@ -5,6 +5,7 @@ so that what works here works over Redis.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -45,6 +46,8 @@ class MemoryBus:
         self._shared = ExitStack()
         self._unsent = OutboxQueue()
         """Never opened: it only counts what comes while the client is closed."""
+        self._dropped: Counter[TopicNames] = Counter()
+        """What the broker had dropped when the client was closed."""
         self._consumers: set[Consumer] = set()
 
     async def open(self) -> None:
@@ -55,6 +58,8 @@ class MemoryBus:
     async def close(self) -> None:
         """Leave the broker; iterators end, and what they held goes to others."""
         broker, self._broker = self._broker, None
+        if broker is not None:
+            self._dropped = broker.dropped
         for consumer in self._consumers:
             if broker is not None:
                 broker.release(consumer)
@@ -125,8 +130,9 @@ class MemoryBus:
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
-        """Messages given to `publish_nowait` while the client was not open, by topic."""
-        return MappingProxyType(self._unsent.lost)
+        """Messages published while the client was not open, or dropped by the broker, by topic."""
+        dropped = self._dropped if self._broker is None else self._broker.dropped
+        return MappingProxyType(Counter(self._unsent.lost) + dropped)
 
     def _opened(self) -> Broker:
         if self._broker is None:

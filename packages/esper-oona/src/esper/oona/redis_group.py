@@ -6,14 +6,16 @@ decoded messages to `RedisBus.subscribe`. Raises the driver's errors; the bus wa
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
 from redis.exceptions import ResponseError
 
 from esper.contracts import MessageError, OonaMessage, TopicNames, get_logger
-from esper.oona.delivery import decode
+from esper.oona.delivery import MAX_BACKLOG, decode
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import DRIVER_ERRORS, Commands, Fields, StreamEntries
 
@@ -89,6 +91,10 @@ class GroupReader:
         self._position: dict[str, str] = {}
         """The last entry that the group was handed, by stream; where a vanished group begins anew."""
         self._cursor = dict.fromkeys(self._topics, _START)
+        self.trimmed: Counter[TopicNames] = Counter()
+        """Entries known to have gone before the group had read or acknowledged them, by topic."""
+        self._told: dict[str, tuple[bytes, int]] = {}
+        """By stream, where the group stood when entries were last counted as trimmed, and how many."""
         self._held: dict[tuple[TopicNames, bytes], float] = {}
         self._reclaim_ms = max(1, round(options.reclaim_after_seconds * 1000))
         self._reclaim_pause = min(options.reclaim_after_seconds / 4, _LONGEST_RECLAIM_PAUSE_SECONDS)
@@ -100,6 +106,7 @@ class GroupReader:
             await self._join()
         try:
             if time.monotonic() >= self._reclaim_at:
+                await self._look_for_trimmed()
                 if entries := await self._read_overdue():
                     return entries
                 self._reclaim_at = time.monotonic() + self._reclaim_pause
@@ -166,6 +173,32 @@ class GroupReader:
         for key in self._topics:
             await create_group(self._client, key, self.group, start=self._position[key])
 
+    async def _look_for_trimmed(self) -> None:
+        """Count what the server dropped (MAXLEN) although the group had not read it."""
+        for key, topic in self._topics.items():
+            with suppress(ResponseError):  # no such stream: reading will say so
+                stream = await self._client.xinfo_stream(key)
+                for group in await self._client.xinfo_groups(key):
+                    if group["name"] == self.group.encode():
+                        self._count_trimmed(key, topic, num_trimmed(stream, group), group)
+
+    def _count_trimmed(
+        self, key: str, topic: TopicNames, count: int, group: Mapping[str, object]
+    ) -> None:
+        position = cast("bytes", group["last-delivered-id"])
+        told_at, told = self._told.get(key, (position, 0))
+        new = count - told if told_at == position else count
+        if new <= 0:
+            return
+        self._told[key] = (position, count)
+        self.trimmed[topic] += new
+        _log.error(
+            "a group reads too slowly; its oldest messages were dropped",
+            group=self.group,
+            key=key,
+            at_least=new,
+        )
+
     async def _read_overdue(self) -> list[GroupEntry]:
         entries: list[GroupEntry] = []
         for key in self._topics:
@@ -179,6 +212,8 @@ class GroupReader:
             )
             self._cursor[key] = cast("bytes", reply[0])
             claimed = cast("StreamEntries", reply[1])
+            if len(reply) > 2:  # Redis 7 names here what was trimmed in somebody's hands
+                self.trimmed[self._topics[key]] += len(cast("list[bytes]", reply[2]))
             entries += await self._accept(key, claimed, redelivered=True)
         return entries
 
@@ -206,6 +241,7 @@ class GroupReader:
         topic = self._topics[key]
         for entry_id, fields in found:
             if fields is None:  # trimmed while it was pending
+                self.trimmed[topic] += 1
                 await self._client.xack(key, self.group, entry_id)
                 continue
             try:
@@ -248,6 +284,28 @@ class GroupReader:
         pipeline.xadd(dead_letters, letter, maxlen=_MAX_DEAD_LETTERS, approximate=True)
         pipeline.xack(key, self.group, entry_id)
         await pipeline.execute(raise_on_error=True)
+
+
+def num_trimmed(stream: Mapping[str, object], group: Mapping[str, object]) -> int:
+    """Return how many entries of a stream were trimmed before a group had read them.
+
+    Exact from Redis 7 on. Redis 6 does not count entries, so a full stream that begins after the
+    group's position counts as one.
+
+    Args:
+        stream: the server's answer to XINFO STREAM.
+        group: its answer to XINFO GROUPS for this group, asked afterwards.
+
+    """
+    first = cast("tuple[bytes, object] | None", stream.get("first-entry"))
+    position = cast("bytes", group["last-delivered-id"])
+    if first is not None and _order(first[0]) <= _order(position):
+        return 0
+    length = cast("int", stream["length"])
+    added, read = stream.get("entries-added"), group.get("entries-read")
+    if isinstance(added, int) and isinstance(read, int):
+        return max(0, added - read - length)
+    return int(length >= MAX_BACKLOG)
 
 
 def _envelope(key: str, fields: Fields) -> bytes:

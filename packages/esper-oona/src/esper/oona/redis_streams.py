@@ -6,6 +6,7 @@ unread survives a dropped connection; what is unread survives a server that keep
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
@@ -59,6 +60,8 @@ class RedisBus:
         self._options = options
         self._client: Commands | None = None
         self._readers: set[GroupReader] = set()
+        self._trimmed: Counter[TopicNames] = Counter()
+        """What the readers that are done had counted."""
         self._outbox = Outbox(self._send, outbox_queue or OutboxQueue())
 
     async def open(self) -> None:
@@ -150,13 +153,17 @@ class RedisBus:
                     yield self._delivery(client, reader, entry)
         finally:
             self._readers.discard(reader)
+            self._trimmed += reader.trimmed
             if self._client is client:
                 await reader.release()
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
-        """Messages given to `publish_nowait` that are not known to have arrived, by topic."""
-        return MappingProxyType(self._outbox.lost)
+        """Messages not known to have arrived, or trimmed before a group here had read them, by topic."""
+        lost = Counter(self._outbox.lost) + self._trimmed
+        for reader in self._readers:
+            lost += reader.trimmed
+        return MappingProxyType(lost)
 
     def _opened(self) -> Commands:
         if self._client is None:
