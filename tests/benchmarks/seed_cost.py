@@ -180,7 +180,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds = arguments.rounds
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(width=110)
     table = Table(
         "host", "seeds", "ms/step", "dormant", "quartiles", "sampling", "quartiles", "wrap s"
     )
