@@ -30,7 +30,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from esper.contracts import HostError, SeedState
-from esper.kasmina import wrap
+from esper.kasmina import Bed, wrap
 
 S = SeedState
 
@@ -185,6 +185,24 @@ def test_a_plain_copy_pairs_with_its_host_by_position() -> None:
     x, _ = host.batch(0)
     teacher.load_state_dict(model.state_dict())
     assert torch.equal(teacher.eval()(x), model.eval()(x))
+
+
+def test_a_copy_that_grew_in_another_order_is_put_in_order() -> None:
+    host = HOSTS["chunks"]
+
+    def grown(chunks: tuple[int, ...]) -> Bed:
+        bed = wrap_host(host, host.make())
+        bed.attach(optim.SGD(bed.model.parameters(), lr=0.1))
+        for chunk in chunks:
+            grow(bed, TO_FOSSILIZED, chunk=chunk)
+        return bed
+
+    teacher, bed = grown((0, 1)).unwrap(), grown((1, 0))
+    bed.attach(optim.SGD(bed.model.parameters(), lr=0.1), copies=[teacher])
+    assert all(a == b for a, b in parameters_pairwise(bed.model, teacher))
+    x, _ = host.batch(0)
+    teacher.load_state_dict(bed.model.state_dict())
+    assert torch.equal(teacher.eval()(x), bed.model.eval()(x))
 
 
 def through_pickle(model: nn.Module) -> Any:

@@ -266,6 +266,26 @@ def test_parameters_that_only_the_optimizer_has_come_back() -> None:
     assert extra.requires_grad
 
 
+class Counted(optim.SGD):
+    """Slows down by a count of its own, which is in no state."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        self.param_groups[0]["lr"] = 0.1 / self.calls
+        return super().step(closure)
+
+
+def test_what_an_optimizer_counts_comes_back() -> None:
+    model = mlp()
+    world = World(model=model, optimizer=Counted(model.parameters()))
+    live(world, 2)
+    check_way_back(world)
+
+
 def test_sparse_gradients_come_back() -> None:
     model = nn.Embedding(5, 3, sparse=True)
     world = World(model=model, optimizer=optim.SGD(model.parameters(), lr=0.1))

@@ -86,15 +86,10 @@ class Mark:
         Returns the parameters that left it.
         """
         before = [p for seed in seeds if seed.graft is not None for p in seed.graft.parameters()]
-        layers = {seed.seed_id: seed.layer for seed in seeds}
-        then, now = (
-            _by_layer(self.order, layers),
-            _by_layer([seed.seed_id for seed in in_order(seeds)], layers),
-        )
         for seed in seeds:
-            is_same = self.grafts.get(seed.seed_id) is seed.graft
-            if not is_same or then.get(seed.layer) != now.get(seed.layer):
+            if self.grafts.get(seed.seed_id) is not seed.graft:
                 seed.take_down()
+        # A block comes back only with those that were there before it: their order stays theirs.
         by_id = {seed.seed_id: seed for seed in seeds}
         for seed_id in self.order:
             seed = by_id[seed_id]
@@ -119,15 +114,6 @@ class Mark:
         if state in HAS_BLOCK:
             seed.hook = hook_of(seed.layer)
         seed.enter(state)
-
-
-def _by_layer(
-    order: Sequence[SeedId], layers: Mapping[SeedId, nn.Module]
-) -> dict[nn.Module, list[SeedId]]:
-    found: dict[nn.Module, list[SeedId]] = {}
-    for seed_id in order:
-        found.setdefault(layers[seed_id], []).append(seed_id)
-    return found
 
 
 def _capture(seed: Seed) -> State:
