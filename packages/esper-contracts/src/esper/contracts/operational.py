@@ -36,18 +36,25 @@ class HealthSignal(Contract):
     chunk_id: int = Field(ge=0)
     epoch: int = Field(ge=0)
     activation_variance: float
-    """Mean over features of the variance over rows, in squared units of the activation."""
+    """Mean over features of the variance over rows, in squared units of the activation. Not finite if an
+    activation was not."""
     dead_neuron_ratio: float = Field(ge=0.0, le=1.0)
     """Share of features that do not vary over the sampled rows."""
     avg_correlation: float = Field(ge=-1.0, le=1.0)
-    """Mean absolute Pearson correlation over pairs of features that do vary; 0 without a pair."""
+    """Mean absolute Pearson correlation over pairs of features that do vary; 0 without a pair. Of wide
+    sites 256 features, evenly spread, are read."""
     gradient_norm: float | None = None
-    """Root mean square over rows of the norm of the loss's gradient at the site's features, in
-    units of the loss per unit of activation, times the rows of a batch (so that it does not depend
-    on the batch's size); None when no gradient was sampled."""
+    """Root mean square over batch elements of the norm of the loss's gradient at all features of an
+    element, times the number of elements, so that it does not depend on the batch's size where the loss
+    is a mean over elements. In units of the loss per unit of activation; None when no gradient was
+    sampled."""
     expressivity_gap: float | None = None
-    """The part of that gradient's mean squared norm that no change of the layer's own weights can
-    follow (Verbockhaven et al. 2024); None where the layer's inputs are not known."""
+    """The part of `gradient_norm` squared that no change of the layer's own weights can follow: the mean
+    squared norm of what least squares on the layer's inputs leaves of the gradient (Verbockhaven et al.
+    2024, "Growing Tiny Networks"; Evci et al. 2022, "GradMax"). Divided by `gradient_norm` squared it is a
+    share, near 1 once the layer's weights are trained, or slightly above by chance. None where the
+    layer's inputs are not known, and until there are twice as many rows as inputs; rows of earlier epochs
+    are included as far as that needs them."""
     num_rows: int = Field(default=0, ge=0)
     """Sampled rows that the numbers were computed from; with 0 the others say nothing."""
     is_ready_for_transition: bool = False

@@ -1,25 +1,31 @@
-"""Sampled health of a site: how much its features vary, how many are idle, how alike they are.
+"""Sampled health of a site: what its features do, and what the loss wants of them.
 
-A seed feeds it some training forwards; the bed closes it once per epoch and reports the numbers.
+A seed shows it the sampled training steps; the bed closes it once per epoch and reports the numbers,
+which `HealthSignal` defines.
 
-Shapes: `N` rows (samples, or positions of an image), `D` features or channels.
+Shapes: `B` batch, `R` sampled rows (samples, tokens, or positions of an image), `D` features or channels.
 """
 
-from collections import deque
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from esper.contracts import SiteKind
+from esper.kasmina.expressivity import ExpressivityGap
+from esper.kasmina.rows import NUM_VARIANTS, ROWS_PER_SAMPLE, Rows, choose, features_last, inputs_of
 
-ROWS_PER_SAMPLE = 256
-SAMPLES_KEPT = 16
-"""The latest samples of an epoch are kept: memory stays bounded at 4096 rows per site."""
+SAMPLES_KEPT = 8
+"""Samples that are kept as they are. Of small batches the latest count, and statistics are computed at the
+end of an epoch only, as that costs more than a training step of a small layer."""
 
-CORRELATED_FEATURES = 512
-"""The correlation is quadratic in the features; wider sites are read at that many, evenly spread."""
+LARGE_BATCH = 8 * ROWS_PER_SAMPLE
+"""Of batches with so many rows every sample counts: computing on a few rows costs little in comparison."""
+
+CORRELATED_FEATURES = 256
+"""The correlation is quadratic in the features; of wider sites that many are read, evenly spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,80 +40,236 @@ class Health:
     num_rows: int = 0
 
 
-class HealthSampler:
-    """Keeps a few rows of the sampled forwards; deterministic, draws no random numbers."""
+@dataclass(slots=True)
+class _Sample:
+    """Clones of the same rows of the features, of what they were made from, and of their gradient."""
 
-    __slots__ = ("_kind", "_samples")
+    h: Tensor  # (R, D)
+    inputs: Tensor | None  # (R, G, C)
+    scale: float
+    """Of the gradient, so that it does not depend on the batch's size.
+
+    `B * g` is the gradient of a batch element's own loss, if the loss is the mean over elements. The root
+    of its number of rows makes the mean over rows of squared norms the mean over elements.
+    """
+    g: Tensor | None = None  # (R, D)
+
+
+class HealthSampler:
+    """Collects the sampled steps of an epoch; deterministic, draws no random numbers.
+
+    Keeps `SAMPLES_KEPT` samples and some sums: 0.5 MiB for a layer from 64 to 64 features, 15 MiB from
+    768 to 768.
+    """
+
+    __slots__ = (
+        "_features",
+        "_gap",
+        "_kind",
+        "_layer",
+        "_num_samples",
+        "_pull",
+        "_rows",
+        "_samples",
+    )
 
     def __init__(self, kind: SiteKind, layer: nn.Module) -> None:
         self._kind = kind
-        self._samples: deque[Tensor] = deque(maxlen=SAMPLES_KEPT)
+        self._layer = layer
+        self._num_samples = 0
+        self._samples: list[_Sample] = []
+        self._rows: Rows | None = None
+        self._features: _Features | None = None
+        self._pull: _Pull | None = None
+        self._gap: ExpressivityGap | None = None
 
     def observe(self, h: Tensor, inputs: Tensor | None) -> None:
-        """Keep some rows of a sampled forward: the features and what the layer made them from."""
-        # A clone: an in-place operation after the layer may overwrite the output.
-        self._samples.append(as_rows(h.detach(), self._kind, ROWS_PER_SAMPLE).clone())
+        """Keep some rows of the features `h` and of the `inputs` that the layer made them from.
+
+        Clones, since an operation after the layer may overwrite both.
+        """
+        values = features_last(h.detach(), self._kind)
+        rows = choose(tuple(values.shape[:-1]), h.device, self._num_samples % NUM_VARIANTS)
+        if rows.num_in_batch == 0:
+            return
+        if len(self._samples) >= SAMPLES_KEPT:
+            if rows.num_in_batch >= LARGE_BATCH:
+                self._fold()
+            else:
+                del self._samples[0]
+        self._num_samples += 1
+        made_from = None
+        if inputs is not None:
+            made_from = inputs_of(self._layer, inputs.detach(), rows, values.shape[-1])
+        scale = math.sqrt(rows.leading[0] * rows.num_in_batch)
+        self._samples.append(_Sample(rows.of(values), made_from, scale))
+        self._rows = rows
 
     def observe_gradient(self, g: Tensor) -> None:
-        """Keep the same rows of the loss's gradient at the features observed last."""
+        """Keep the same rows of the loss's gradient at the features that were observed last."""
+        if self._rows is not None:
+            self._samples[-1].g = self._rows.of(features_last(g.detach(), self._kind))
+            self._rows = None
 
     def close(self) -> Health:
-        """Return the health over the samples since the last call and start anew."""
-        samples = list(self._samples)
-        self._samples.clear()
-        if not samples:
+        """Return the health since the last call and start anew.
+
+        Only the gap remembers earlier epochs, as far as it needs their rows.
+        """
+        self._fold()
+        features, pull = self._features, self._pull
+        self._features = self._pull = None
+        if features is None:
             return Health()
-        rows = torch.cat([sample.cpu().double() for sample in samples])
-        return replace(measure(rows), num_rows=len(rows))
+        gap = None
+        if self._gap is not None:
+            gap = self._gap.value()
+            self._gap.fade()
+        return Health(
+            activation_variance=features.variance(),
+            dead_neuron_ratio=features.dead_ratio(),
+            avg_correlation=features.correlation(),
+            gradient_norm=None if pull is None else pull.norm(),
+            expressivity_gap=gap,
+            num_rows=features.num_rows,
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was sampled."""
-        return {"samples": list(self._samples)}
+        """Return what was collected."""
+        return {
+            "num_samples": self._num_samples,
+            "samples": [[s.h, s.inputs, s.scale, s.g] for s in self._samples],
+            "features": None if self._features is None else self._features.state_dict(),
+            "pull": None if self._pull is None else self._pull.state_dict(),
+            "gap": None if self._gap is None else self._gap.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        self._samples = deque(state["samples"], maxlen=SAMPLES_KEPT)
+        self._num_samples = state["num_samples"]
+        self._samples = [_Sample(*values) for values in state["samples"]]
+        self._rows = None
+        self._features = _Features(**state["features"]) if state["features"] else None
+        self._pull = _Pull(**state["pull"]) if state["pull"] else None
+        self._gap = None
+        if state["gap"] is not None:
+            self._gap = ExpressivityGap()
+            self._gap.load_state_dict(state["gap"])
+
+    def _fold(self) -> None:
+        """Turn the samples into sums."""
+        samples, self._samples, self._rows = self._samples, [], None
+        if not samples:
+            return
+        new = _Features.over(torch.cat([_double(sample.h) for sample in samples]))
+        self._features = new if self._features is None else self._features.with_more(new)
+        pulled = [(s.inputs, -s.scale * _double(s.g)) for s in samples if s.g is not None]
+        if not pulled:
+            return
+        pull = _Pull.over(torch.cat([wanted for _, wanted in pulled]))
+        self._pull = pull if self._pull is None else self._pull.with_more(pull)
+        pairs = [(_double(inputs), wanted) for inputs, wanted in pulled if inputs is not None]
+        if pairs:
+            self._gap = self._gap or ExpressivityGap()
+            inputs, wanted = zip(*pairs, strict=True)
+            self._gap.add(torch.cat(inputs), torch.cat(wanted))
 
 
-def as_rows(output: Tensor, kind: SiteKind, limit: int) -> Tensor:
-    """Return the first `limit` rows `(N, D)` of features `(…, D)` or channels `([B,] D, H, W)`."""
-    if not kind.is_channels:
-        return output.reshape(-1, output.shape[-1])[:limit]
-    images = output if output.dim() == kind.num_dims else output.unsqueeze(0)
-    positions = max(1, images[0, 0].numel() if len(images) else 1)
-    images = images[: -(-limit // positions)]
-    return images.movedim(1, -1).reshape(-1, images.shape[1])[:limit]
+@dataclass(frozen=True, kw_only=True)
+class _Features:
+    """Mean, spread and range of each feature over rows, and the co-variation of pairs; float64."""
+
+    num_rows: int
+    mean: Tensor  # (D,)
+    deviation: Tensor  # (D,) sum of squares around the mean
+    low: Tensor  # (D,)
+    high: Tensor  # (D,)
+    together: Tensor  # (E, E) sum of products around the means, for E of the features
+
+    @classmethod
+    def over(cls, rows: Tensor) -> Self:
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        spread = centred[:, :: _stride(rows.shape[1])]
+        return cls(
+            num_rows=len(rows),
+            mean=mean,
+            deviation=centred.square().sum(dim=0),
+            low=rows.amin(dim=0),
+            high=rows.amax(dim=0),
+            together=spread.T @ spread,
+        )
+
+    def with_more(self, other: Self) -> Self:
+        """Return the statistics of both sets of rows together (Chan, Golub & LeVeque 1983)."""
+        total = self.num_rows + other.num_rows
+        apart = other.mean - self.mean
+        between = self.num_rows * other.num_rows / total
+        some = apart[:: _stride(len(apart))]
+        return type(self)(
+            num_rows=total,
+            mean=self.mean + apart * (other.num_rows / total),
+            deviation=self.deviation + other.deviation + apart.square() * between,
+            low=torch.minimum(self.low, other.low),
+            high=torch.maximum(self.high, other.high),
+            together=self.together + other.together + torch.outer(some, some) * between,
+        )
+
+    def variance(self) -> float:
+        return float((self.deviation / self.num_rows).mean())
+
+    def dead_ratio(self) -> float:
+        # Not a number differs from itself: such a feature counts as alive.
+        return float((self.high == self.low).double().mean())
+
+    def correlation(self) -> float:
+        """Leave out features that do not vary or have a value that is not finite."""
+        varies = (self.high != self.low)[:: _stride(len(self.mean))]
+        size = self.together.diagonal()
+        usable = torch.nonzero(varies & (size > 0) & size.isfinite()).flatten()
+        width = len(usable)
+        if width < 2:
+            return 0.0
+        root = size[usable].sqrt()
+        pairs = self.together[usable][:, usable] / root / root[:, None]
+        return min(1.0, max(0.0, (float(pairs.abs().sum()) - width) / (width * (width - 1))))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
 
-def measure(rows: Tensor) -> Health:
-    """Compute the health of float64 `rows` of shape `(N, D)`.
+@dataclass(frozen=True, kw_only=True)
+class _Pull:
+    """How strongly the loss pulls at the features; both float64."""
 
-    Features with a value that is not finite make the variance non-finite, count as alive, and are
-    left out of the correlation.
-    """
-    if rows.numel() == 0:
-        return Health()
-    varies = rows.amax(dim=0) != rows.amin(dim=0)  # (D,); NaN differs from itself
-    centred = rows - rows.mean(dim=0)
-    usable = torch.nonzero(varies & rows.isfinite().all(dim=0)).flatten()
-    return Health(
-        activation_variance=float(centred.square().mean(dim=0).mean()),
-        dead_neuron_ratio=float((~varies).double().mean()),
-        avg_correlation=_mean_absolute_correlation(centred[:, _spread(usable)]),
-    )
+    energy: Tensor
+    """Sum over rows of squared norms of the wanted change."""
+    num_rows: Tensor
+    """Rows without a value that is not finite; others are left out."""
+
+    @classmethod
+    def over(cls, wanted: Tensor) -> Self:
+        finite = wanted.isfinite().all(dim=1)
+        energy = torch.where(finite[:, None], wanted, 0).square().sum()
+        return cls(energy=energy, num_rows=finite.sum().double())
+
+    def with_more(self, other: Self) -> Self:
+        return type(self)(
+            energy=self.energy + other.energy, num_rows=self.num_rows + other.num_rows
+        )
+
+    def norm(self) -> float | None:
+        num_rows = float(self.num_rows)
+        return math.sqrt(float(self.energy) / num_rows) if num_rows else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
 
-def _spread(indices: Tensor) -> Tensor:
-    stride = -(-len(indices) // CORRELATED_FEATURES) or 1
-    return indices[::stride]
+def _stride(width: int) -> int:
+    return -(-width // CORRELATED_FEATURES) or 1
 
 
-def _mean_absolute_correlation(centred: Tensor) -> float:
-    width = centred.shape[1]
-    if width < 2:
-        return 0.0
-    # Scaled by the largest value first, so that squares neither overflow nor vanish.
-    scaled = centred / centred.abs().amax(dim=0)
-    unit = scaled / scaled.square().sum(dim=0).sqrt()
-    total = float((unit.T @ unit).abs().sum()) - width
-    return min(1.0, max(0.0, total / (width * (width - 1))))
+def _double(values: Tensor) -> Tensor:
+    """Return `values` in double precision, on the CPU where the device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
