@@ -28,8 +28,23 @@ class Moody(nn.Sequential):
             raise RuntimeError("not today")
         return super().forward(inputs)
 
-def build(task):
-    return Moody(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10))
+class Weary(nn.Sequential):
+    steps = 0
+
+    def forward(self, inputs):
+        self.steps += self.training
+        if self.steps > 5:
+            {fails}
+        return super().forward(inputs)
+
+def layers():
+    return nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10)
+
+def moody(task):
+    return Moody(*layers())
+
+def weary(task):
+    return Weary(*layers())
 """
 
 ANSWERS_NAN = """
@@ -136,15 +151,29 @@ def test_a_tampered_kernel_is_named_and_does_not_run(train: Train, tmp_path: Pat
     assert not (tmp_path / "other").exists()
 
 
-def test_a_host_that_fails_in_training_is_one_message_and_leaves_nothing(
-    train: Train, tmp_path: Path
+def test_a_host_that_cannot_train_is_refused_before_the_run(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "hosts.py").write_text(FAILS_IN_TRAINING.format(fails="pass"))
+    run = train("--host", "hosts:moody", cwd=tmp_path)
+    _refused(run, "failed learning a batch", "RuntimeError: not today (hosts.py, line 7)")
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("raise RuntimeError('no more')", "unexpected RuntimeError: no more"),
+        ("raise SystemExit(0)", "unexpected SystemExit: 0"),
+    ],
+)
+def test_a_host_that_fails_in_the_middle_is_one_message_and_leaves_nothing(
+    train: Train, tmp_path: Path, fails: str, message: str
 ) -> None:
-    (tmp_path / "moody.py").write_text(FAILS_IN_TRAINING)
-    run = train("--host", "moody:build", cwd=tmp_path)
+    (tmp_path / "hosts.py").write_text(FAILS_IN_TRAINING.format(fails=fails))
+    run = train("--host", "hosts:weary", cwd=tmp_path)
     assert run.exit_code == 1
-    assert "unexpected RuntimeError: not today" in run.stderr
+    assert message in run.stderr
+    assert "nothing was saved" in run.stderr
     assert "Traceback" not in run.stderr
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_loss_that_is_not_finite_leaves_valid_json(train: Train, tmp_path: Path) -> None:
