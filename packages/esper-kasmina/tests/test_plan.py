@@ -55,6 +55,18 @@ def test_sites_are_all_layers_but_the_head_in_order() -> None:
     assert found.refused == ("8 is the output head; name it in targets to use it",)
 
 
+def test_linear_layers_of_other_packages_are_known_by_name() -> None:
+    def init(layer: Any) -> None:
+        nn.Module.__init__(layer)
+        layer.nf = 5
+
+    theirs = type(
+        "Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils", "__init__": init}
+    )
+    found = plan(nn.Sequential(theirs(), nn.Linear(5, 3)))
+    assert [(site.name, site.signature.features) for site in found.sites] == [("0", 5)]
+
+
 def test_planning_touches_nothing() -> None:
     model = mlp()
     before = state_bits(model), repr(model), [dict(vars(m)) for m in model.modules()]

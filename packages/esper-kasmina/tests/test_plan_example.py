@@ -4,6 +4,8 @@
 # pyright: reportUnknownArgumentType=false
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +151,62 @@ def test_tokens_that_look_back_only_get_blocks_that_look_back_only() -> None:
 def test_a_host_that_pools_its_tokens_may_look_ahead() -> None:
     found = kinds(Language(causal=True, pooled=True), IDS, "block")
     assert found == [("block", SiteKind.SEQUENCE, 8)]
+
+
+SHAPES: dict[str, Callable[[Tensor], object]] = {
+    "flat": lambda scores: scores.flatten(0, 1),
+    "loss": lambda scores: scores.square().mean(),
+    "loss and scores": lambda scores: (scores.square().mean(), scores),
+    "classes second": lambda scores: scores.mT,
+    "shifted": lambda scores: scores[:, :-1],
+    "shifted and flat": lambda scores: scores[:, :-1].flatten(0, 1),
+    "shifted, classes second": lambda scores: scores[:, :-1].mT,
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_no_shape_of_the_output_lets_a_language_model_look_ahead(shape: str, batch: int) -> None:
+    class Shaped(Language):
+        def forward(self, ids: Tensor) -> Any:
+            return SHAPES[shape](super().forward(ids))
+
+    ids = torch.arange(5 * batch).reshape(batch, 5) % 11
+    found = kinds(Shaped(causal=True), ids, "embed", "mix", "block")
+    assert {kind for _, kind, _ in found} == {SiteKind.CAUSAL_SEQUENCE}
+
+
+@pytest.mark.parametrize("shape", ["flat", "loss and scores", "classes second"])
+def test_tokens_that_look_both_ways_are_known_in_every_shape_that_shows_them(shape: str) -> None:
+    class Shaped(Language):
+        def forward(self, ids: Tensor) -> Any:
+            return SHAPES[shape](super().forward(ids))
+
+    found = kinds(Shaped(causal=False), IDS, "embed")
+    assert found == [("embed", SiteKind.SEQUENCE, 8)]
+
+
+def test_each_side_of_an_encoder_and_decoder_has_its_own_kind() -> None:
+    class Translation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader = Language(causal=False)
+            self.writer = Language(causal=True)
+            self.look = nn.MultiheadAttention(11, 1, batch_first=True)
+
+        def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+            read, written = self.reader(ids), self.writer(ids)
+            return written + self.look(written, read, read)[0], read
+
+    found = kinds(Translation(), IDS, "reader.block", "writer.block")
+    assert [kind for _, kind, _ in found] == [SiteKind.CAUSAL_SEQUENCE, SiteKind.CAUSAL_SEQUENCE]
+    found = kinds(Translation(), IDS, "reader.embed", "writer.embed")
+    assert [kind for _, kind, _ in found] == [SiteKind.SEQUENCE, SiteKind.CAUSAL_SEQUENCE]
+
+
+def test_an_example_without_a_batch_finds_sites_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    assert kinds(model, torch.zeros(6), "0") == [("0", SiteKind.FEATURES, 8)]
 
 
 def test_without_an_example_tokens_may_not_look_ahead_unless_told() -> None:

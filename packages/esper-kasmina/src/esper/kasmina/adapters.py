@@ -134,6 +134,12 @@ _ADAPTERS: dict[type[nn.Module], Adapter] = {
 }
 """By layer type. Norms such as BatchNorm1d are not here: an example must tell their kind."""
 
+LINEAR_ELSEWHERE: dict[str, Adapter] = {
+    "transformers.pytorch_utils.Conv1D": _features(lambda layer: layer.nf),
+}
+"""Other packages' own linear layers, by name, since those packages may not be installed: GPT-2 is made
+of nothing else."""
+
 _UNKNOWN = Adapter()
 
 
@@ -151,5 +157,17 @@ def register_adapter(layer_type: type[nn.Module], adapter: Adapter) -> None:
 
 def adapter_of(layer_type: type[nn.Module]) -> Adapter:
     """Return the adapter of a layer's type or its nearest base; a plain one if there is none."""
-    found = (_ADAPTERS[base] for base in layer_type.__mro__ if base in _ADAPTERS)
-    return next(found, _UNKNOWN)
+    for base in layer_type.__mro__:
+        if (found := _ADAPTERS.get(base) or LINEAR_ELSEWHERE.get(name_of(base))) is not None:
+            return found
+    return _UNKNOWN
+
+
+def is_linear_elsewhere(layer: nn.Module) -> bool:
+    """Tell whether a layer is another package's own kind of `nn.Linear`."""
+    return any(name_of(base) in LINEAR_ELSEWHERE for base in type(layer).__mro__)
+
+
+def name_of(layer_type: type) -> str:
+    """Return a type's full name: a package that is not installed has no type to compare with."""
+    return f"{layer_type.__module__}.{layer_type.__qualname__}"

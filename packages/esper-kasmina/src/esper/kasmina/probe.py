@@ -9,7 +9,7 @@ Shapes: `B` batch, `T` tokens, `D` features.
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,8 +36,9 @@ class Sighting:
     reaches_output: bool
     """Whether the model's output depends on it, as far as gradients tell."""
     looks_ahead: bool
-    """Whether the first token of the model's output depends on later tokens here, or there is no
-    such token since the output is pooled. Where this is false a block that looks ahead could leak."""
+    """Whether the first token of the model's output depends on later tokens here, or the output is
+    pooled, one row per sample. Where neither is certain this is false: a block that looks ahead could
+    leak what a language model is to predict."""
 
 
 @dataclass(kw_only=True)
@@ -78,11 +79,9 @@ def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str,
         random_state.restore()
     tensors = [t for t in _tensors(output) if t.is_floating_point() and t.requires_grad]
     reach = _gradients(sum((t.float().sum() for t in tensors), torch.zeros(())), records)
-    early = [e for t in tensors for e in _early_tokens(t, records)]
-    ahead = _gradients(sum(early, torch.zeros(())), records)
-    pooled = not early
+    ahead = _looks_ahead(tensors, records, {n for t in _tensors(inputs) for n in t.shape[:2]})
     return {
-        name: _sighting(record, reach[name], ahead[name], pooled=pooled)
+        name: _sighting(record, reached=reach[name] is not None, ahead=ahead[name])
         for name, record in records.items()
     }
 
@@ -111,17 +110,15 @@ def _run(model: nn.Module, example: Example) -> object:
     return model(*example)
 
 
-def _sighting(
-    record: _Record, reach: Tensor | None, ahead: Tensor | None, *, pooled: bool
-) -> Sighting:
+def _sighting(record: _Record, *, reached: bool, ahead: bool) -> Sighting:
     features = record.features
     return Sighting(
         num_calls=record.num_calls,
         features=None if features is None else features.detach().to("meta"),
         returned=record.returned,
         # Frozen features have no gradient and say nothing.
-        reaches_output=features is None or not features.requires_grad or reach is not None,
-        looks_ahead=pooled or (ahead is not None and bool(ahead[:, 1:].any())),
+        reaches_output=features is None or not features.requires_grad or reached,
+        looks_ahead=ahead,
     )
 
 
@@ -138,23 +135,60 @@ def _gradients(total: Tensor, records: Mapping[str, _Record]) -> dict[str, Tenso
             total, list(wanted.values()), retain_graph=True, allow_unused=True
         )
         result.update(zip(wanted, cast("Sequence[Tensor | None]", found), strict=True))
-    return {
-        name: gradient if gradient is None or gradient.dim() >= 2 else None
-        for name, gradient in result.items()
-    }
+    return result
 
 
-def _early_tokens(output: Tensor, records: Mapping[str, _Record]) -> Iterator[Tensor]:
-    """Yield the sum over the first token, for each axis of `output` that may be one of tokens."""
-    lengths = {
-        record.features.shape[1]
+def _looks_ahead(
+    outputs: Sequence[Tensor], records: Mapping[str, _Record], batch_sizes: Set[int]
+) -> dict[str, bool]:
+    """Tell for each layer what `Sighting.looks_ahead` says.
+
+    Every axis of every output that may be one of tokens has a say, and one that looks back only is
+    enough. Outputs without such an axis matter only where there is nothing better.
+    """
+    evidence: dict[str, list[bool]] = {name: [] for name in records}
+    pooled: dict[str, bool] = dict.fromkeys(records, False)
+    shapes = {
+        tuple(record.features.shape[:2])
         for record in records.values()
         if record.features is not None and record.features.dim() == 3
     }
-    for axis in (1, 0):
-        if axis < output.dim() and output.shape[axis] in lengths:
-            yield output.select(axis, 0).float().sum()
-            return
+    for output in outputs if shapes else ():
+        is_pooled = output.dim() in (1, 2) and output.shape[0] in batch_sizes
+        reach = _gradients(output.float().sum(), records)
+        reached = {name for name, gradient in reach.items() if gradient is not None}
+        pooled |= {name: pooled[name] or is_pooled for name in reached}
+        for axis in _token_axes(output, shapes):
+            first = _gradients(output.select(axis, 0).float().sum(), records)
+            for name in reached:
+                if (ahead := _depends_on_later(first[name], output, axis)) is not None:
+                    evidence[name].append(ahead)
+    return {name: all(found) if found else pooled[name] for name, found in evidence.items()}
+
+
+def _token_axes(output: Tensor, shapes: Set[tuple[int, ...]]) -> list[int]:
+    """Return each axis of `output` that is as long as features `(B, T, D)` have tokens.
+
+    The first axis may also hold the tokens of all samples, as for a loss over them.
+    """
+    lengths = {tokens for _, tokens in shapes}
+    flat = {batch * tokens for batch, tokens in shapes}
+    return [
+        axis
+        for axis, length in enumerate(output.shape)
+        if length in lengths or (axis == 0 and length in flat)
+    ]
+
+
+def _depends_on_later(first: Tensor | None, output: Tensor, axis: int) -> bool | None:
+    """Tell whether the gradient of the first token touches later ones; None if nobody can tell."""
+    if first is None:
+        return False
+    if first.dim() != 3:
+        return None
+    if axis == 0 and output.shape[0] == first.shape[0] > 1 and not bool(first[1:].any()):
+        return None  # what was taken for the first token is the first sample
+    return bool(first[:, 1:].any())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
