@@ -35,6 +35,13 @@ def test_services_and_stories_have_a_job(jobs: dict[str, Any]) -> None:
     assert commands(jobs["together"])[-1] == "uv run pytest services tests"
 
 
+def test_hosts_that_nobody_here_wrote_have_a_job_with_their_packages(jobs: dict[str, Any]) -> None:
+    assert commands(jobs["hosts"])[-1] == "uv run --locked --group hosts pytest tests/hosts"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(settings["dependency-groups"]) == {"dev", "hosts"}
+    assert "default-groups" not in settings["tool"]["uv"]  # dev alone: nobody else installs them
+
+
 def test_lint_types_and_pins_have_a_job(jobs: dict[str, Any]) -> None:
     assert {
         "uv run --no-project infra/lock.py --check",
