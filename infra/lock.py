@@ -26,7 +26,7 @@ BEGIN = "# --- pins: made by infra/lock.py, do not edit by hand ---"
 END = "# --- end of pins ---"
 EXPORT = (
     *("export", "--locked", "--no-header", "--no-annotate", "--format", "requirements.txt"),
-    *("--all-packages", "--all-groups", "--no-emit-workspace"),
+    *("--all-packages", "--all-groups", "--all-extras", "--no-emit-workspace"),
 )
 PIN = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;\\]+)(?:\s*;\s*(?P<marker>[^\\]+?))?\s*\\?$"

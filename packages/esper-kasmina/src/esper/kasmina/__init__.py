@@ -5,6 +5,8 @@ from esper.kasmina.bed import Bed
 from esper.kasmina.cache import CacheStatus
 from esper.kasmina.costs import Cost, cost_of
 from esper.kasmina.endorsements import key_id_of, verify_endorsement
+from esper.kasmina.export import export
+from esper.kasmina.exported import ExportManifest, verify_export
 from esper.kasmina.kernels import (
     Block,
     build_block,
@@ -31,6 +33,7 @@ __all__ = [
     "CacheStatus",
     "Cost",
     "Example",
+    "ExportManifest",
     "LayerContext",
     "Mark",
     "Plan",
@@ -41,6 +44,7 @@ __all__ = [
     "builtin_blueprints",
     "cost_of",
     "count_parameters",
+    "export",
     "initialise_block",
     "key_id_of",
     "load",
@@ -53,5 +57,6 @@ __all__ = [
     "unpack_kernel",
     "unregister_operator",
     "verify_endorsement",
+    "verify_export",
     "wrap",
 ]

@@ -31,12 +31,15 @@ from esper.kasmina.admission import Admission
 from esper.kasmina.attachment import Attachment
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Copies
+from esper.kasmina.export import export
+from esper.kasmina.exported import ExportManifest
 from esper.kasmina.graft import release
 from esper.kasmina.kernels import Block, count_parameters
 from esper.kasmina.legality import UNDONE, Legality
 from esper.kasmina.library import builtin_blueprints
 from esper.kasmina.marks import Mark
 from esper.kasmina.owners import join, owner_index
+from esper.kasmina.probe import Example
 from esper.kasmina.sampling import Sampling
 from esper.kasmina.seed import BEFORE_VERDICT, COUNTS_STEPS, FROZEN, Seed
 from esper.kasmina.stages import StageLengths
@@ -360,6 +363,12 @@ class Bed:
             raise
         self._executed |= found.executed
         return self._steps
+
+    def export(
+        self, folder: Path | str, example: Example, *, training: bool = False, onnx: bool = False
+    ) -> ExportManifest:
+        """Write the model as it stands into `folder`, to run without Esper; see `export`."""
+        return export(self, folder, example, training=training, onnx=onnx)
 
     def unwrap(self) -> nn.Module:
         """Take the seeds out and return the host; blocks that were fossilized stay part of it.

@@ -12,14 +12,13 @@ Every file is named in `checkpoint.json` with its sha256. A process that dies wh
 previous moment in place; the next `write` clears away what it left.
 """
 
-import json
 import re
 import shutil
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -40,7 +39,7 @@ from esper.contracts import (
 from esper.kasmina import files, statetree
 from esper.kasmina.admission import Admission
 from esper.kasmina.graft import Graft
-from esper.kasmina.kernels import Block, build_block, first_line
+from esper.kasmina.kernels import Block, build_block
 from esper.kasmina.marks import HAS_BLOCK, Mark, SeedId
 from esper.kasmina.modulestate import State
 from esper.kasmina.saving import (
@@ -48,9 +47,9 @@ from esper.kasmina.saving import (
     MANIFEST_FILE,
     MODEL_FILE,
     Lineage,
-    content_sha256_of,
     read_lineage,
 )
+from esper.kasmina.sealed import UNSEALED, read_sealed, seal, text_of
 from esper.kasmina.seed import Seed
 from esper.kasmina.stages import StageLengths
 from esper.kasmina.undo import Snapshot
@@ -167,17 +166,16 @@ def write(
         folder=name,
         files={file: sha256_hex(data) for file, data in sorted(contents.items())},
         stages=stages,
-        content_sha256="0" * 64,
+        content_sha256=UNSEALED,
     )
-    content = content_sha256_of(draft.model_dump(mode="json"))
-    manifest = draft.model_copy(update={"content_sha256": content})
+    manifest = seal(draft)
     moment = folder / name
     moment.mkdir(parents=True)
     try:
         for file, data in contents.items():
             files.write_atomically(moment / file, data)
         # From here on this is the current moment.
-        text = manifest.model_dump_json(indent=2) + "\n"
+        text = text_of(manifest)
         files.write_atomically(folder / MANIFEST_FILE, text.encode())
     except BaseException:
         shutil.rmtree(moment, ignore_errors=True)
@@ -234,26 +232,9 @@ def read_manifest(folder: Path) -> Manifest:
 
     """
     path = folder / MANIFEST_FILE
-    data = files.read(path, advice=ADVICE)
-    try:
-        fields = cast("dict[str, Any]", json.loads(data))
-        version, api_version = fields["format_version"], fields["api_version"]
-        content = fields["content_sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactIntegrityError(f"{path} is damaged: not a checkpoint ({error!r})") from error
-    if version != FORMAT_VERSION or api_version != API_VERSION:
-        raise ConfigError(
-            f"{path} has format version {version!r} of API {api_version!r}; this installation reads "
-            f"version {FORMAT_VERSION} of {API_VERSION!r}; use the one that wrote it, or a newer"
-        )
-    try:
-        if content != content_sha256_of(fields):
-            raise ValueError("its content does not have the sha256 that it carries")
-        manifest = Manifest.model_validate_json(data)
-        if odd := [name for name in manifest.files if not re.fullmatch(FILE, name)]:
-            raise ValueError(f"{odd} are not names of its files")
-    except ValueError as error:
-        raise ArtifactIntegrityError(f"{path} was changed: {first_line(error)}") from error
+    manifest = read_sealed(path, Manifest, newest=FORMAT_VERSION, advice=ADVICE)
+    if odd := [name for name in manifest.files if not re.fullmatch(FILE, name)]:
+        raise ArtifactIntegrityError(f"{path} was changed: {odd} are not names of its files")
     return manifest
 
 

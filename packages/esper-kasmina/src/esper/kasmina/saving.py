@@ -5,19 +5,17 @@ same two files.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from esper.contracts import (
     API_VERSION,
-    ArtifactIntegrityError,
     BlueprintIR,
     ConfigError,
     Contract,
@@ -27,9 +25,9 @@ from esper.contracts import (
     Sha256,
     Site,
     canonical_json,
-    sha256_hex,
 )
-from esper.kasmina.files import read, write_atomically
+from esper.kasmina.files import write_atomically
+from esper.kasmina.sealed import UNSEALED, read_sealed, seal, text_of
 from esper.kasmina.seed import GRAFTED, Seed
 
 LINEAGE_FORMAT_VERSION = 2
@@ -70,12 +68,6 @@ class Lineage(Contract):
     """As `Bed.weights_sha256()`: over names, shapes, types and bytes of the model's whole state."""
     content_sha256: Sha256
     """Over the canonical JSON of the other fields."""
-
-
-def content_sha256_of(fields: Mapping[str, Any]) -> str:
-    """Return the hash that JSON fields must carry as their own `content_sha256`."""
-    others = {name: value for name, value in fields.items() if name != "content_sha256"}
-    return sha256_hex(canonical_json(others))
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -137,13 +129,11 @@ def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> 
         sites=tuple(sites),
         grafts=tuple(_record(seed) for seed in in_order(seeds)),
         weights_sha256=hash_state(state),
-        content_sha256="0" * 64,
+        content_sha256=UNSEALED,
     )
-    content = content_sha256_of(draft.model_dump(mode="json"))
-    lineage = draft.model_copy(update={"content_sha256": content})
     return {
         MODEL_FILE: safetensors.torch.save(state),
-        LINEAGE_FILE: (lineage.model_dump_json(indent=2) + "\n").encode(),
+        LINEAGE_FILE: text_of(seal(draft)).encode(),
     }
 
 
@@ -183,29 +173,4 @@ def read_lineage(path: Path) -> Lineage:
         ArtifactIntegrityError: if it was changed or damaged.
 
     """
-    data = read(path, advice=ADVICE)
-    try:
-        fields = cast("dict[str, Any]", json.loads(data))
-        version = fields["format_version"]
-        api_version = fields["api_version"]
-        content = fields["content_sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactIntegrityError(
-            f"{path} is damaged: it is not a lineage ({error!r})"
-        ) from error
-    if version not in range(1, LINEAGE_FORMAT_VERSION + 1) or api_version != API_VERSION:
-        raise ConfigError(
-            f"{path} has format version {version!r} of API {api_version!r}; this installation reads "
-            f"up to version {LINEAGE_FORMAT_VERSION} of {API_VERSION!r}; use the one that wrote it, "
-            "or a newer"
-        )
-    if content != content_sha256_of(fields):
-        raise ArtifactIntegrityError(
-            f"{path} was changed: its content does not have the sha256 that it carries"
-        )
-    try:
-        return Lineage.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactIntegrityError(f"{path} is damaged: {where}: {first['msg']}") from error
+    return read_sealed(path, Lineage, newest=LINEAGE_FORMAT_VERSION, advice=ADVICE)
