@@ -181,7 +181,7 @@ def _objective(f: Tensor, call: _Call, kind: SiteKind) -> Tensor:
 
 
 def _trainable(block: Block) -> Block:
-    """Return `block`, or a float32 copy where Adam's small steps would be lost in rounding."""
+    """Return `block`, or a float32 copy of one in half precision, where Adam's squares would vanish."""
     weights = list(block.parameters())
     if all(weight.dtype in (torch.float32, torch.float64) for weight in weights):
         return block
