@@ -138,6 +138,32 @@ def test_a_seed_learns_inside_a_compiled_host_what_it_learns_in_an_eager_one(
     assert finals[1][1] == pytest.approx(finals[0][1], abs=1e-5)
 
 
+def test_each_call_of_a_compiled_layer_is_paired_with_its_own_gradient(
+    compiler: CompileCounterWithBackend,
+) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(torch.tanh(self.layer(x)))
+
+    finals: list[list[float]] = []
+    for compiling in (False, True):
+        model = Twice().train()
+        bed, optimizer = attached(model, targets=["layer"])
+        run = torch.compile(model, backend=compiler, fullgraph=True) if compiling else model
+        grow(bed, TO_TRAINING)
+        for number in range(4):
+            step(run, optimizer, number)
+        block = bed.seed((0, 0)).block
+        assert block is not None
+        finals.append([value for p in block.parameters() for value in p.flatten().tolist()])
+    assert finals[1] == pytest.approx(finals[0], abs=1e-5)
+
+
 def test_health_of_a_compiled_host_is_sampled_in_uncompiled_steps_when_asked(
     compiler: CompileCounterWithBackend,
 ) -> None:

@@ -216,3 +216,20 @@ def test_designs_of_the_users_own_are_checked_before_anything_is_wrapped() -> No
     with pytest.raises(BlueprintError, match=r"at the site '0': .*too_narrow"):
         wrap(model, blueprints=[ir])
     wrap(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "0"}, r"targets is '0'; expected a list of names"),
+        ({"targets": nn.Linear}, r"targets is <class .*Linear.*; expected a list of names"),
+        ({"chunks": 0}, "chunks=0; expected an integer of at least 1"),
+        ({"chunks": 2.0}, r"chunks=2\.0; expected an integer"),
+        ({"causal": "no"}, "causal='no'; expected True, False or None"),
+        ({"targets": ["[z-a]"]}, r"target '\[z-a\]' is no glob"),
+        ({"targets": [int]}, "target <class 'int'>; expected a name, a glob, a module type"),
+    ],
+)
+def test_nonsense_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(HostError, match=message):
+        wrap(mlp(), **options)

@@ -239,3 +239,36 @@ def test_features_split_into_equal_chunks() -> None:
     assert (site.num_seeds, site.signature.features) == (3, 2)
     with pytest.raises(HostError, match="4 has 6 features, which do not split into 4 equal"):
         plan(cnn(), ["4"], chunks=4).check()
+
+
+class Chain(nn.Module):
+    """A container of a user's own that runs whatever children it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+def test_a_block_that_runs_every_child_is_refused() -> None:
+    model = nn.Sequential(Chain(), Residual(4), nn.Linear(4, 2))
+    found = plan(model, ["0", "1"], example=torch.zeros(2, 4))
+    assert [site.name for site in found.sites] == ["1"]
+    assert found.problems[0].startswith("target '0': 0 runs every child that it has")
+    assert not [name for name, _ in model.named_modules() if "esper" in name]
+
+
+def test_a_failing_example_does_not_hide_wrong_targets() -> None:
+    found = plan(cnn(), ["0", "nowhere"], example=torch.ones(2, 3))
+    assert ["does not run" in found.problems[0], "'nowhere'" in found.problems[1]] == [True, True]
+
+
+def test_convolutions_over_tokens_are_refused_where_nothing_may_look_ahead() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 3, 1))
+    assert plan(model, ["0"]).problems == ()
+    (problem,) = plan(model, ["0"], causal=True).problems
+    assert "blocks for those look both ways" in problem

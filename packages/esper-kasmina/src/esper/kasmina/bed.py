@@ -143,15 +143,12 @@ class Bed:
         if self._snapshot is not None:
             self._check_undo(self._snapshot, attachment)
         followers = Copies(self._model, attachment.copies)
+        self._join_all(attachment)
         self.detach()
         self._attachment, self._copies = attachment, followers
         followers.align()
         attachment.follow(self._after_step)
         self._sampling.start()
-        owned = {id(p) for group in attachment.optimizer.param_groups for p in group["params"]}
-        for seed in self._seeds.values():
-            if seed.graft is not None and not any(id(p) in owned for p in seed.graft.parameters()):
-                self._join(seed)
 
     def detach(self) -> None:
         """Stop following the optimizer; seeds stop advancing. Idempotent."""
@@ -384,7 +381,7 @@ class Bed:
                 )
         self.detach()
         for seed in self._seeds.values():
-            seed.enter(seed.state)  # a seed that is learning lets go of its site
+            seed.stop_learning()
             release(seed.layer)
         self._seeds = {}
         self._sites = ()
@@ -427,7 +424,8 @@ class Bed:
         snapshot = Snapshot.take(self._world())
         seed.hang(seed.block)
         try:
-            self._join(seed)
+            assert self._attachment is not None
+            self._join(seed, self._attachment)
         except Exception:
             # Not every optimizer takes every block; a refused command leaves everything unchanged.
             seed.take_down()
@@ -450,10 +448,22 @@ class Bed:
         attachment = self._attachment
         return World(model=self._model) if attachment is None else attachment.world(self._model)
 
-    def _join(self, seed: Seed) -> None:
-        """Add the seed's block to the attached optimizer."""
-        attachment = self._attachment
-        assert attachment is not None
+    def _join_all(self, attachment: Attachment) -> None:
+        """Add the blocks that the optimizer does not own yet; all of them or none."""
+        groups = attachment.optimizer.param_groups
+        owned = {id(p) for group in groups for p in group["params"]}
+        num_groups = len(groups)
+        try:
+            for seed in self._seeds.values():
+                graft = seed.graft
+                if graft is not None and not any(id(p) in owned for p in graft.parameters()):
+                    self._join(seed, attachment)
+        except Exception:
+            del groups[num_groups:]
+            raise
+
+    def _join(self, seed: Seed, attachment: Attachment) -> None:
+        """Add the seed's block to an optimizer."""
         assert seed.graft is not None
         like = owner_index(attachment.optimizer, seed.layer)
         prefix = f"{seed.site.name}.{seed.child}."

@@ -20,6 +20,7 @@ from esper.contracts import Site, SiteKind
 from esper.kasmina.adapters import Adapter, adapter_of
 from esper.kasmina.kernels import Block
 from esper.kasmina.tap import Tap
+from esper.kasmina.watching import in_function_transform, unnoticed
 
 CHILD = "esper_seed"
 """The name of a graft under its layer: `fc1.esper_seed.block.node_up.weight` in a state dict."""
@@ -120,11 +121,16 @@ class SiteHook:
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Show the features to whoever asked, apply the grafts; None leaves the output as it is."""
         # In this order: a compiled graph must not depend on which steps are sampled.
-        sampling = not torch.compiler.is_compiling() and self.sampling
-        if not (self.grafts or self.taps or sampling):
-            return None
-        h = self.adapter.take(layer, output)
+        compiling = torch.compiler.is_compiling()
+        sampling = not compiling and self.sampling
         learning = layer.training and torch.is_grad_enabled()
+        if not self.grafts and not (learning and (self.taps or sampling)):
+            return None
+        if not compiling and learning and in_function_transform():
+            learning = False
+        h = self._features(layer, output, careful=not (compiling or self.grafts))
+        if h is None:
+            return None
         if learning:
             for tap in self.taps:
                 h = tap(h)
@@ -136,9 +142,22 @@ class SiteHook:
             self.sampling = False
             inputs = args[0] if args and isinstance(args[0], Tensor) else None
             for watcher in self._watchers:
-                watcher.look(h, inputs)
+                with unnoticed(self._layer_type.__name__):
+                    watcher.look(h, inputs)
         # Also when nothing changed: who watches the gradient watches this very tensor.
         return self.adapter.put(layer, output, h)
+
+    def _features(self, layer: nn.Module, output: Any, *, careful: bool) -> Tensor | None:
+        """Return what seeds see; None if they only watch, and there is nothing that they can see."""
+        if not careful:
+            return self.adapter.take(layer, output)
+        h: object = None
+        with unnoticed(self._layer_type.__name__):
+            h = self.adapter.take(layer, output)
+            if not isinstance(h, Tensor) or h.is_nested:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"its features are a {type(h).__name__}, not one plain tensor")
+            return h
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_layer_type": self._layer_type, "grafts": self.grafts}

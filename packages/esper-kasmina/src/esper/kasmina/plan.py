@@ -78,8 +78,8 @@ def plan(
         return Plan(problems=("it is already wrapped; use its bed, or unwrap() it first",))
     if reason := refuse_host(model):
         return Plan(problems=(reason,))
-    if targets is not None and not targets:
-        return Plan(problems=("targets is empty; leave it out, or name layers",))
+    if problems := _wrong_arguments(targets, chunks, causal):
+        return Plan(problems=problems)
     layers = {n: m for n, m in named_modules(model).items() if not is_graft_name(n)}
     survey = _Survey(model, layers, chunks=chunks, causal=causal)
     named = match(layers, targets) if targets is not None else defaults(layers)
@@ -88,7 +88,7 @@ def plan(
         try:
             survey.sightings = probe(model, example, sorted(names))
         except HostError as error:
-            return Plan(problems=(str(error),))
+            return Plan(problems=(str(error), *survey.unmatched(named)))
     return survey.judge(named, by_default=targets is None)
 
 
@@ -179,13 +179,21 @@ class _Survey:
             refused=tuple(f"{name} {reason}" for name, reason in refused.items()),
         )
 
+    def unmatched(self, named: Mapping[str, list[str]]) -> list[str]:
+        """Say which targets match no layer at all."""
+        there = ", ".join(defaults(self._layers)[""]) or "none"
+        return [
+            f"target {target!r} matches no layer; there are: {there}"
+            for target, matches in named.items()
+            if target and not matches
+        ]
+
     def _problems(self, named: Mapping[str, list[str]], refused: Mapping[str, str]) -> list[str]:
         """Say which targets led nowhere, and why."""
         problems: list[str] = []
         for target, matches in named.items():
             if not matches:
-                there = ", ".join(defaults(self._layers)[""]) or "none"
-                problems.append(f"target {target!r} matches no layer; there are: {there}")
+                problems.extend(self.unmatched({target: matches}))
             elif all(name in refused for name in matches):
                 problems.extend(f"target {target!r}: {name} {refused[name]}" for name in matches)
         return problems
@@ -204,6 +212,11 @@ class _Survey:
         kind, width = shape
         if kind is SiteKind.SEQUENCE and self._looks_back_only(sighting):
             kind = SiteKind.CAUSAL_SEQUENCE
+        if kind is SiteKind.CHANNELS_1D and self._causal:
+            return (
+                "has channels along an axis, and blocks for those look both ways; with causal=True name "
+                "other layers"
+            )
         if width % self._chunks:
             return f"has {width} features, which do not split into {self._chunks} equal chunks"
         return self._shared_signature(kind, width // self._chunks, layer, sighting)
@@ -222,8 +235,8 @@ class _Survey:
         if weight is None and sighting is not None and sighting.features is not None:
             dtype = sighting.features.dtype
         else:
-            weight = next(self._model.parameters()) if weight is None else weight
-            dtype = weight.dtype
+            weight = next(self._model.parameters(), weight) if weight is None else weight
+            dtype = torch.float32 if weight is None else weight.dtype
         key = (kind, width, dtype, device)
         if key not in self._signatures:
             self._signatures[key] = KernelSignature.model_validate(
@@ -240,6 +253,28 @@ def _unfit(sighting: Sighting) -> str | None:
             f"returns {sighting.returned}, not one tensor of floating-point features; name a layer "
             "inside it, or register_adapter() for its type"
         )
+    if sighting.runs_its_children:
+        return (
+            "runs every child that it has, so a seed cannot be added to it; name a layer inside it, or "
+            "the last one"
+        )
     if not sighting.reaches_output:
         return "has no effect on the model's output, so a seed there could not help"
     return None
+
+
+def _wrong_arguments(targets: object, chunks: object, causal: object) -> tuple[str, ...]:
+    """Say what is wrong with arguments that no host could satisfy."""
+    problems: list[str] = []
+    if targets is not None and (isinstance(targets, str) or not isinstance(targets, Sequence)):
+        problems.append(
+            f"targets is {targets!r}; expected a list of names, globs, types or predicates, for "
+            "example ['encoder.*', nn.Linear]"
+        )
+    elif targets is not None and not targets:
+        problems.append("targets is empty; leave it out, or name layers")
+    if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
+        problems.append(f"chunks={chunks!r}; expected an integer of at least 1")
+    if causal is not None and not isinstance(causal, bool):
+        problems.append(f"causal={causal!r}; expected True, False or None")
+    return tuple(problems)

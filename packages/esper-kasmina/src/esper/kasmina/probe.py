@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from esper.contracts import HostError
 from esper.kasmina.adapters import adapter_of
+from esper.kasmina.graft import CHILD
 from esper.kasmina.undo import RandomState
 
 type Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -35,6 +36,8 @@ class Sighting:
     """The output in words."""
     reaches_output: bool
     """Whether the model's output depends on it, as far as gradients tell."""
+    runs_its_children: bool
+    """Whether it calls whatever children it has, so that a graft in it would run as one more layer."""
     looks_ahead: bool
     """Whether the first token of the model's output depends on later tokens here, or the output is
     pooled, one row per sample. Where neither is certain this is false: a block that looks ahead could
@@ -63,8 +66,10 @@ def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str,
             f"the model cannot be copied for a trial run ({_words(error)}); plan without an example"
         ) from error
     records = {name: _Record() for name in names}
-    for name, record in records.items():
+    hooks = [
         twin.get_submodule(name).register_forward_hook(_recorder(record))
+        for name, record in records.items()
+    ]
     random_state = RandomState.take()
     try:
         with torch.enable_grad(), warnings.catch_warnings():
@@ -77,11 +82,19 @@ def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str,
         ) from error
     finally:
         random_state.restore()
+    for hook in hooks:
+        hook.remove()
+    runs_children = _runs_children(twin, inputs, names)
     tensors = [t for t in _tensors(output) if t.is_floating_point() and t.requires_grad]
     reach = _gradients(sum((t.float().sum() for t in tensors), torch.zeros(())), records)
     ahead = _looks_ahead(tensors, records, {n for t in _tensors(inputs) for n in t.shape[:2]})
     return {
-        name: _sighting(record, reached=reach[name] is not None, ahead=ahead[name])
+        name: _sighting(
+            record,
+            reached=reach[name] is not None,
+            ahead=ahead[name],
+            runs_its_children=name in runs_children,
+        )
         for name, record in records.items()
     }
 
@@ -110,7 +123,42 @@ def _run(model: nn.Module, example: Example) -> object:
     return model(*example)
 
 
-def _sighting(record: _Record, *, reached: bool, ahead: bool) -> Sighting:
+class _Canary(nn.Module):
+    """Sits where a graft would, and sings when somebody calls it as a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_called = False
+
+    def forward(self, *args: Any, **_: Any) -> Any:
+        """Return the first argument, as a graft of no effect would."""
+        self.was_called = True
+        return args[0] if args else None
+
+
+def _runs_children(twin: nn.Module, inputs: Example, names: Sequence[str]) -> set[str]:
+    """Return those blocks of the user's own that call, or stumble over, a child added to them."""
+    unknown = [n for n in names if n and adapter_of(type(twin.get_submodule(n))).kind is None]
+    canaries = {name: _Canary() for name in unknown}
+    for name, canary in canaries.items():
+        twin.get_submodule(name).add_module(CHILD, canary)
+    random_state = RandomState.take()
+    failed = False
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(twin, inputs)
+    except Exception:  # noqa: BLE001  # a block that takes the canary for a layer of its own
+        failed = True
+    finally:
+        random_state.restore()
+    for name in unknown:
+        delattr(twin.get_submodule(name), CHILD)
+    sang = {name for name, canary in canaries.items() if canary.was_called}
+    return sang or (set(unknown) if failed else set())
+
+
+def _sighting(record: _Record, *, reached: bool, ahead: bool, runs_its_children: bool) -> Sighting:
     features = record.features
     return Sighting(
         num_calls=record.num_calls,
@@ -118,6 +166,7 @@ def _sighting(record: _Record, *, reached: bool, ahead: bool) -> Sighting:
         returned=record.returned,
         # Frozen features have no gradient and say nothing.
         reaches_output=features is None or not features.requires_grad or reached,
+        runs_its_children=runs_its_children,
         looks_ahead=ahead,
     )
 
@@ -214,4 +263,5 @@ def _describe(value: Any) -> str:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '…'}"

@@ -55,7 +55,8 @@ class Refusals:
                 return "is lazy and has no shape yet; run one batch through the model first"
             if parameter.device.type not in DEVICES:
                 return f"is on device {parameter.device.type!r}; expected {' or '.join(DEVICES)}"
-            if parameter.is_complex():
+            floating = parameter.is_floating_point()
+            if parameter.is_complex() or (floating and parameter.dtype not in FLOATS):
                 names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
                 return f"has weights of {parameter.dtype}; expected one of {names}"
         return None

@@ -20,6 +20,7 @@ from esper.kasmina.kernels import Block
 from esper.kasmina.learning import Learner
 from esper.kasmina.stages import StageLengths
 from esper.kasmina.tap import Tap
+from esper.kasmina.watching import unnoticed
 
 FROZEN = frozenset({SeedState.STABILIZATION, SeedState.EVALUATING})
 """States in which the kernel does not learn; gradients still flow through it."""
@@ -144,7 +145,8 @@ class Seed:
         if h.requires_grad:
 
             def complete(g: Tensor) -> None:
-                sampler.observe_gradient(span.of(g.detach()))
+                with unnoticed(self.site.name):
+                    sampler.observe_gradient(span.of(g.detach()))
 
             h.register_hook(complete)  # pyright: ignore[reportUnknownMemberType]
 
@@ -157,6 +159,8 @@ class Seed:
         if self.learner is not None:
             # Only steps that had features and a gradient to learn from count.
             self.learner.step()
+            if self.tap is not None:
+                self.tap.clear()
             self.steps_in_state = self.learner.num_steps
             self.failure = self.learner.failure
             return
@@ -189,7 +193,7 @@ class Seed:
         self.state = state
         self.steps_in_state = 0
         self.epochs_in_state = 0
-        self._stop_learning()
+        self.stop_learning()
         if state is SeedState.TRAINING:
             self._start_learning()
         if state not in GRAFTED:
@@ -264,7 +268,8 @@ class Seed:
         self.hook.taps = (*self.hook.taps, self.tap)
         self.hook.settle(self.layer)
 
-    def _stop_learning(self) -> None:
+    def stop_learning(self) -> None:
+        """Let go of the site's features; what the block has learned stays in it."""
         if self.hook is not None and self.tap is not None:
             self.hook.taps = tuple(tap for tap in self.hook.taps if tap is not self.tap)
             self.hook.settle(self.layer)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from esper.contracts import SiteKind
 from esper.kasmina.learning import Learner, select
+from esper.kasmina.watching import unnoticed
 
 _keys = itertools.count()
 _taps: "WeakValueDictionary[int, Tap]" = WeakValueDictionary()
@@ -51,26 +52,31 @@ class Tap:
         if torch.compiler.is_compiling():
             return torch.ops.esper.tap(h, self._key)
         if h.requires_grad:
-            rows = self._rows(h)
-
-            def complete(g: Tensor) -> None:
-                self._learner.observe(rows, self._rows(g))
-
-            h.register_hook(complete)  # pyright: ignore[reportUnknownMemberType]
+            with unnoticed("TRAINING"):
+                self._await(self._rows(h), h)
         return h
 
     def keep(self, h: Tensor) -> None:
         """Remember features until their gradient comes."""
-        self._waiting.append(self._rows(h))
+        with unnoticed("TRAINING"):
+            self._waiting.append(self._rows(h))
 
     def complete(self, g: Tensor) -> None:
         """Pair a gradient with the latest features that still wait: backward runs in reverse."""
-        if self._waiting:
-            self._learner.observe(self._waiting.pop(), self._rows(g))
+        with unnoticed("TRAINING"):
+            if self._waiting:
+                self._learner.observe(self._waiting.pop(), self._rows(g))
 
     def clear(self) -> None:
         """Forget features whose gradient never came."""
         self._waiting.clear()
+
+    def _await(self, rows: Tensor, h: Tensor) -> None:
+        def complete(g: Tensor) -> None:
+            with unnoticed("TRAINING"):
+                self._learner.observe(rows, self._rows(g))
+
+        h.register_hook(complete)  # pyright: ignore[reportUnknownMemberType]
 
     def _rows(self, values: Tensor) -> Tensor:
         # A clone: an in-place operation after the layer may overwrite it.

@@ -66,10 +66,10 @@ def match(layers: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[st
     for target in targets:
         if isinstance(target, str):
             words, matches = target, _by_name(layers, own, target)
-        elif isinstance(target, type):
-            words = target.__name__
+        elif isinstance(target, type) and issubclass(target, nn.Module):
+            words = str(target.__name__)
             matches = [name for name, layer in own.items() if isinstance(layer, target)]
-        elif callable(target):
+        elif callable(target) and not isinstance(target, type):
             words = getattr(target, "__name__", "a predicate")
             matches = [name for name, layer in own.items() if target(name, layer)]
         else:
@@ -94,9 +94,11 @@ def _pattern(glob: str) -> re.Pattern[str]:
     """Translate a glob: `*` and `?` stay within one part of a name, `**` crosses dots."""
     parts = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     pieces = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", glob)
-    return re.compile(
-        "".join(
-            parts.get(piece) or (piece if piece.startswith("[") else re.escape(piece))
-            for piece in pieces
-        )
+    pattern = "".join(
+        parts.get(piece) or (piece if piece.startswith("[") and piece != "[" else re.escape(piece))
+        for piece in pieces
     )
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise HostError(f"target {glob!r} is no glob ({error}); use *, **, ? and [abc]") from error
