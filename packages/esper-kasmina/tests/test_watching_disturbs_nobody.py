@@ -111,7 +111,7 @@ def test_unwrapping_a_learning_seed_leaves_no_hook() -> None:
 
 def test_a_refused_optimizer_leaves_the_old_one_in_charge() -> None:
     bed, optimizer = grown()
-    other = torch.optim.SGD(bed.model.get_submodule("2").parameters(), lr=0.1)
+    other: Any = torch.optim.SGD(bed.model.get_submodule("2").parameters(), lr=0.1)
     order_before = [len(group["params"]) for group in other.param_groups]
 
     def refuse(_: object) -> None:

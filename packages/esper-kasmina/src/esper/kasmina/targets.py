@@ -66,18 +66,22 @@ def match(layers: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[st
     for target in targets:
         if isinstance(target, str):
             words, matches = target, _by_name(layers, own, target)
-        elif isinstance(target, type) and issubclass(target, nn.Module):
-            words = str(target.__name__)
+        elif isinstance(target, type):
+            if not issubclass(target, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise _no_target(target)
+            words = target.__name__
             matches = [name for name, layer in own.items() if isinstance(layer, target)]
-        elif callable(target) and not isinstance(target, type):
+        elif callable(target):
             words = getattr(target, "__name__", "a predicate")
             matches = [name for name, layer in own.items() if target(name, layer)]
         else:
-            raise HostError(
-                f"target {target!r}; expected a name, a glob, a module type or a predicate"
-            )
+            raise _no_target(target)
         named[words] = named.get(words, []) + matches
     return named
+
+
+def _no_target(target: object) -> HostError:
+    return HostError(f"target {target!r}; expected a name, a glob, a module type or a predicate")
 
 
 def _by_name(
