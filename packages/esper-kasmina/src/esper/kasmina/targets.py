@@ -68,7 +68,7 @@ def match(layers: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[st
             words, matches = target, _by_name(layers, own, target)
         elif isinstance(target, type):
             if not issubclass(target, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise _no_target(target)
+                raise _no_target(target)  # pyright: ignore[reportUnknownArgumentType]
             words = target.__name__
             matches = [name for name, layer in own.items() if isinstance(layer, target)]
         elif callable(target):
