@@ -145,6 +145,16 @@ def test_the_host_does_not_notice_a_seed_in_training(
 
 
 @every_host
+def test_every_site_tells_its_health(name: str) -> None:
+    life = begin(name, "layers")
+    life.live(20)
+    signals = life.bed.end_epoch(0)
+    assert all(signal.num_rows > 0 for signal in signals)
+    assert all(signal.gradient_norm is not None for signal in signals)
+    assert any(signal.expressivity_gap is not None for signal in signals)
+
+
+@every_host
 @every_way
 def test_a_block_becomes_part_of_the_model_which_is_saved_and_comes_back(
     name: str, way: str, tmp_path: Path

@@ -58,7 +58,7 @@ def test_sites_are_all_layers_but_the_head_in_order() -> None:
 def test_linear_layers_of_other_packages_are_known_by_name() -> None:
     def init(layer: Any) -> None:
         nn.Module.__init__(layer)
-        layer.nf = 5
+        layer.nx, layer.nf = 4, 5
 
     theirs = type(
         "Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils", "__init__": init}

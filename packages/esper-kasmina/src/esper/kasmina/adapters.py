@@ -8,6 +8,7 @@ Shapes: `B` batch, `T` tokens, `D` features or channels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -134,11 +135,9 @@ _ADAPTERS: dict[type[nn.Module], Adapter] = {
 }
 """By layer type. Norms such as BatchNorm1d are not here: an example must tell their kind."""
 
-LINEAR_ELSEWHERE: dict[str, Adapter] = {
-    "transformers.pytorch_utils.Conv1D": _features(lambda layer: layer.nf),
-}
-"""Other packages' own linear layers, by name, since those packages may not be installed: GPT-2 is made
-of nothing else."""
+_LINEAR_ELSEWHERE = {"transformers.pytorch_utils.Conv1D": ("nx", "nf")}
+"""Other packages' own linear layers by name, since those packages may not be installed, and what they
+call their numbers of inputs and outputs. GPT-2 is made of nothing else."""
 
 _UNKNOWN = Adapter()
 
@@ -158,16 +157,21 @@ def register_adapter(layer_type: type[nn.Module], adapter: Adapter) -> None:
 def adapter_of(layer_type: type[nn.Module]) -> Adapter:
     """Return the adapter of a layer's type or its nearest base; a plain one if there is none."""
     for base in layer_type.__mro__:
-        if (found := _ADAPTERS.get(base) or LINEAR_ELSEWHERE.get(name_of(base))) is not None:
+        if (found := _ADAPTERS.get(base)) is not None:
             return found
+        if (sizes := _LINEAR_ELSEWHERE.get(_full_name(base))) is not None:
+            return _features(attrgetter(sizes[1]))
     return _UNKNOWN
 
 
-def is_linear_elsewhere(layer: nn.Module) -> bool:
-    """Tell whether a layer is another package's own kind of `nn.Linear`."""
-    return any(name_of(base) in LINEAR_ELSEWHERE for base in type(layer).__mro__)
+def linear_inputs(layer: nn.Module) -> int | None:
+    """Return how many inputs a linear layer has, another package's own kind too; None if it is none."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    found = (_LINEAR_ELSEWHERE.get(_full_name(base)) for base in type(layer).__mro__)
+    sizes = next(filter(None, found), None)
+    return None if sizes is None else getattr(layer, sizes[0])
 
 
-def name_of(layer_type: type) -> str:
-    """Return a type's full name: a package that is not installed has no type to compare with."""
+def _full_name(layer_type: type) -> str:
     return f"{layer_type.__module__}.{layer_type.__qualname__}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import SiteKind
+from esper.kasmina.adapters import linear_inputs
 
 ROWS_PER_SAMPLE = 64
 """Rows are cheap to keep but cost when the statistics are computed; many samples of few rows tell more."""
@@ -74,13 +75,13 @@ def choose(leading: tuple[int, ...], device: torch.device, variant: int) -> Rows
 def inputs_of(layer: nn.Module, inputs: Tensor, rows: Rows, features: int) -> Tensor | None:
     """Return what `layer` made these rows of its output from: a copy `(R, G, C)` of its `inputs`.
 
-    None if the layer is neither `nn.Linear` nor a convolution, if a row of its output is made from
+    None if the layer is neither linear nor a convolution, if a row of its output is made from
     `MAX_COLUMNS` numbers or more, if a part of `features` cannot be told to its groups, or if output and
     inputs do not belong together.
     """
-    if isinstance(layer, nn.Linear):
-        fits = inputs.dim() > 1 and inputs.shape == (*rows.leading, layer.in_features)
-        if not fits or layer.in_features >= MAX_COLUMNS:
+    if (width := linear_inputs(layer)) is not None:
+        fits = inputs.dim() > 1 and inputs.shape == (*rows.leading, width)
+        if not fits or width >= MAX_COLUMNS:
             return None
         picked = rows.of(inputs).unsqueeze(1)
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -11,7 +11,7 @@ from typing import cast
 from torch import nn
 
 from esper.contracts import HostError
-from esper.kasmina.adapters import is_linear_elsewhere
+from esper.kasmina.adapters import linear_inputs
 
 type Target = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A qualified name, a glob over such names, a type of layer, or a predicate of name and layer."""
@@ -44,7 +44,7 @@ def defaults(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
             continue
         if isinstance(layer, WHOLE):
             inside = (*inside, f"{name}." if name else "")
-        elif not (isinstance(layer, PLAIN) or is_linear_elsewhere(layer)):
+        elif not isinstance(layer, PLAIN) and linear_inputs(layer) is None:
             continue
         seen.add(id(layer))
         found.append(name)
