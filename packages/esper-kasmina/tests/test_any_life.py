@@ -43,6 +43,8 @@ from esper.contracts import (
 from esper.kasmina import Bed, Block, load, wrap
 from esper.kasmina.marks import Mark
 
+pytestmark = pytest.mark.long
+
 S = SeedState
 SEEDS = ((0, 0), (0, 1), (1, 0), (1, 1))
 UNDOING = (S.CULLED, S.CANCELLED, S.ROLLED_BACK)
@@ -279,7 +281,7 @@ class AnyLife(RuleBasedStateMachine):
 
 
 AnyLife.TestCase.settings = settings(
-    max_examples=50,
+    max_examples=40,
     stateful_step_count=60,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking a life takes minutes

@@ -24,6 +24,8 @@ from esper.contracts import LIFECYCLE, IllegalTransitionError, SeedState
 from esper.kasmina import Bed
 from esper.kasmina.marks import Mark
 
+pytestmark = pytest.mark.long
+
 S = SeedState
 
 HOSTS = ("mlp", "chunks", "batch_norm", "tied")

@@ -25,6 +25,8 @@ from esper.contracts import (
 )
 from esper.kasmina import Bed, ExportManifest, export, load, verify_export, wrap
 
+pytestmark = pytest.mark.long
+
 FILES = {"export.json", "lineage.json", "model.pt2", "model.safetensors"}
 
 
