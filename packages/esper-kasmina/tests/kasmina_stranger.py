@@ -1,7 +1,8 @@
 """Somebody who was handed exports and has never heard of Esper: cannot import it, and needs torch only.
 
-Run as a program with a folder of exports; beside each, `calls.safetensors` holds what it is to be
-tried with. Prints by name how far the answers are off, relative to the largest wanted (at least 1).
+Run as a program with a folder of exports; in each, `calls.safetensors` holds what it is to be tried
+with, and `options.json` further arguments if there are any. Prints by name how far the answers are off,
+relative to the largest wanted (at least 1).
 
     python kasmina_stranger.py FOLDER
 """
@@ -11,6 +12,7 @@ tried with. Prints by name how far the answers are off, relative to the largest 
 
 import hashlib
 import json
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,15 +22,20 @@ from pathlib import Path
 from types import ModuleType
 
 CALLS = "calls.safetensors"
+"""For each call `n`: inputs `n.in.NAME`, without a name if it is the only one, and `n.out`."""
+
+OPTIONS = "options.json"
+
+FOREIGN = {"esper", "pydantic", "structlog", "cryptography", "timm", "torchvision", "transformers"}
 
 
 class NoEsper(MetaPathFinder):
-    """As if Esper and what it brings were not installed."""
+    """As if neither Esper, nor what it brings, nor packages of models were installed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.split(".")[0] in {"esper", "pydantic", "structlog", "cryptography"}:
+        if fullname.split(".")[0] in FOREIGN:
             raise ModuleNotFoundError(f"{fullname} is not installed here")
         return None
 
@@ -46,14 +53,27 @@ def try_out(folder: Path) -> float:
     # The weights file has the program's own names.
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     calls = load_file(folder / CALLS)
+    options = json.loads((folder / OPTIONS).read_text()) if (folder / OPTIONS).exists() else {}
     worst = 0.0
-    for number in range(len(calls) // 2):
+    for number in range(sum(name.endswith(".out") for name in calls)):
+        prefix = f"{number}.in."
+        given = {n.removeprefix(prefix): x for n, x in calls.items() if n.startswith(prefix)}
+        wanted = calls[f"{number}.out"].double()
         with torch.no_grad():
-            found = model(calls[f"{number}.x"]).double()
-        wanted = calls[f"{number}.y"].double()
+            found = model(given[""]) if "" in given else model(**given, **options)
+        found = (found["logits"] if isinstance(found, dict) else found).double()
         assert found.shape == wanted.shape
         worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)))
     return worst
+
+
+def ask_stranger(exports: Path) -> dict[str, float]:
+    """Run this program on a folder of exports and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-I", __file__, str(exports)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:

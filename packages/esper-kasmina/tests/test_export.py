@@ -5,9 +5,11 @@
 
 import json
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -260,6 +262,33 @@ def test_arguments_by_name_and_outputs_of_several_parts_are_kept(tmp_path: Path,
     assert torch.equal(found["y"], wanted["y"])
     assert torch.equal(found["rest"][0], wanted["rest"][0])
     assert found["rest"][1] is None
+
+
+@dataclass
+class Scores:
+    y: Tensor
+    cache: object = None
+
+
+def test_outputs_in_containers_of_the_hosts_own_come_as_dicts(tmp_path: Path, x: Tensor) -> None:
+    class Pair(NamedTuple):
+        scores: Scores
+        rest: OrderedDict[str, Tensor]
+
+    bed = odd(lambda y, x: Pair(Scores(y), OrderedDict(y=2 * y)))
+    (program,) = bed.export(tmp_path, x).programs
+    assert program.requires == ()
+    found = torch.export.load(tmp_path / "model.pt2").module()(x)
+    assert (type(found), type(found[0]), type(found[1])) == (tuple, dict, dict)
+    assert torch.equal(2 * found[0]["y"], found[1]["y"])
+
+
+def test_an_output_that_no_program_can_return_is_refused_by_its_type(
+    tmp_path: Path, x: Tensor
+) -> None:
+    with pytest.raises(HostError, match=r"returns a Generator, which.*use_cache=False"):
+        odd(lambda y, x: Scores(y, torch.Generator())).export(tmp_path / "export", x)
+    assert names(tmp_path) == set()
 
 
 def test_randomness_in_evaluation_is_drawn_alike(tmp_path: Path, x: Tensor) -> None:

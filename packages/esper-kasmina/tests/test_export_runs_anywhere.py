@@ -3,17 +3,13 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from kasmina_exports import Grown, grown, grown_lm, grown_mlp, grown_with_every_blueprint
-from kasmina_stranger import CALLS
+from kasmina_stranger import CALLS, ask_stranger
 from safetensors.torch import save_file
 
 from esper.contracts import SiteKind
@@ -41,14 +37,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         calls: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for number, x in enumerate(made.inputs):
-                calls |= {f"{number}.x": x.contiguous(), f"{number}.y": model(x).contiguous()}
+                calls |= {f"{number}.in.": x.contiguous(), f"{number}.out": model(x).contiguous()}
         save_file(calls, folder / CALLS)
-    program = Path(__file__).with_name("kasmina_stranger.py")
-    done = subprocess.run(
-        [sys.executable, "-I", str(program), str(exports)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return ask_stranger(exports)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -8,7 +8,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self, cast
 
 import torch
@@ -46,9 +46,14 @@ class Call:
         return list(tensors_in((self.args, self.kwargs)))
 
     def run(self, model: Callable[..., object]) -> list[Tensor]:
-        """Call `model` with copies of the arguments and return the tensors that come out."""
+        """Call `model` with copies of the arguments and return the tensors that come out.
+
+        Raises:
+            HostError: if something comes out that no traced program can return.
+
+        """
         own = self.map(Tensor.clone)
-        return [value.detach() for value in tensors_in(model(*own.args, **own.kwargs))]
+        return [value.detach() for value in tensors_in(plain(model(*own.args, **own.kwargs)))]
 
     def by_name(self, model: nn.Module, describe: Callable[[Tensor], object]) -> dict[str, Any]:
         """Return a description of every argument under its name in `model.forward`.
@@ -97,6 +102,29 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for part in cast("Sequence[Any]", value):
             yield from tensors_in(part)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with every mapping and dataclass as a dict, every kind of tuple as a tuple.
+
+    Raises:
+        HostError: naming what is neither these, nor a list, a tensor, a number, a text or None.
+
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        parts = [plain(part) for part in cast("Sequence[Any]", value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if value is None or isinstance(value, Tensor | int | float | str):
+        return value
+    raise HostError(
+        f"the model returns a {type(value).__name__}, which no traced program can; have forward return "
+        "tensors in tuples, lists or dicts, or switch it off by an argument in the example "
+        "(use_cache=False, for example)"
+    )
 
 
 def resized(value: Tensor, axis: int, extent: int) -> Tensor:

@@ -60,7 +60,8 @@ def export(
 
     Axes of inputs vary as far as tracing allows: usually the batch, tokens and extents of images; not
     the tokens of a recurrent layer (torch 2.15). The manifest tells. An axis of extent 1 in the example
-    is fixed, so give at least two rows. Arguments that are not tensors are fixed, too.
+    is fixed, so give at least two rows. Arguments that are not tensors are fixed, too. Outputs in
+    containers of the host's own come as plain dicts and tuples.
 
     Equal models give equal bytes, on one machine with one version of torch.
 

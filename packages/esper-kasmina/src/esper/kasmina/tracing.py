@@ -12,6 +12,7 @@ came from; neither is written here.
 # pyright: reportUnknownMemberType=false
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from esper.contracts import HostError
-from esper.kasmina.calls import Call, deviation, resized
+from esper.kasmina.calls import Call, deviation, plain, resized
 from esper.kasmina.exported import AxisRecord, ProgramRecord, TensorRecord, pickled_records
 from esper.kasmina.probe import Example
 from esper.kasmina.programs import axes_of, inputs_of, nodes_of, outputs_of, requirements_of
@@ -97,7 +98,14 @@ def _program(host: nn.Module, call: Call, freedom: str) -> ExportedProgram:
         # An extent of 1 would be taken as fixed in any case, with a warning.
         return {axis: Dim.AUTO for axis in range(counts[freedom]) if value.shape[axis] > 1}
 
+    @functools.wraps(host.forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # Containers of somebody's own would have to be imported before the program is loaded.
+        return plain(answer(*args, **kwargs))
+
+    answer = host.forward
     shapes, own = call.by_name(host, free), call.map(Tensor.clone)
+    host.forward = forward
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             # The list in a recurrent layer holds its own parameters, which are traced by their names.
@@ -146,6 +154,8 @@ class _Trial:
         self._streams = streams
         try:
             self._example = self._case(call)
+        except HostError:
+            raise
         except Exception as error:
             raise HostError(
                 f"the example does not run through the model: {_words(error)}; give the inputs of one "
