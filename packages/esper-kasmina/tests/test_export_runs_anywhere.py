@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from esper.contracts import SiteKind
 
+pytestmark = pytest.mark.long
+
 HOSTS = ("attention_tokens_first", "batch_norm", "channels_last", "chunks", "lstm", "tied")
 
 MAKERS: dict[str, Callable[[], Grown]] = {

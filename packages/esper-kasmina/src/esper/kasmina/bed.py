@@ -31,8 +31,7 @@ from esper.kasmina.admission import Admission
 from esper.kasmina.attachment import Attachment
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Copies
-from esper.kasmina.export import export
-from esper.kasmina.exported import ExportManifest
+from esper.kasmina.export import ExportManifest, export
 from esper.kasmina.graft import release
 from esper.kasmina.kernels import Block, count_parameters
 from esper.kasmina.legality import UNDONE, Legality

@@ -38,6 +38,8 @@ from esper.kasmina.tracing import trace
 if TYPE_CHECKING:
     from esper.kasmina.bed import Bed
 
+__all__ = ["ExportManifest", "export"]
+
 TOLERANCE = 1e-6
 """How far a program may be off, relative to the largest output (at least 1)."""
 
