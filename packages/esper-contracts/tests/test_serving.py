@@ -4,13 +4,16 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
 from esper.contracts import (
     BackendUnavailableError,
+    DeadLetter,
     FieldReport,
+    MessageError,
     NotFoundError,
     OonaMessage,
     Payload,
@@ -44,12 +47,26 @@ class OneMessage:
     message: OonaMessage
     delivery_count: int = 1
     acknowledged: bool = False
+    given_back: bool = False
+    dead_because: str = ""
 
     def payload(self) -> Payload:
         return unseal(self.message)
 
     async def ack(self) -> None:
         self.acknowledged = True
+
+    async def nack(self, *, delay_seconds: float = 0.0, counted: bool = True) -> None:
+        assert delay_seconds > 0
+        assert not counted
+        self.given_back = True
+
+    async def dead_letter(self, reason: str) -> None:
+        self.dead_because = reason
+
+    @asynccontextmanager
+    async def keep(self) -> AsyncGenerator[None]:
+        yield
 
 
 @dataclass
@@ -78,12 +95,19 @@ class ShortBus:
     async def remove_group(self, topics: Collection[TopicNames], *, group: str) -> None: ...
 
     async def subscribe(
-        self, topics: Collection[TopicNames], *, group: str, consumer: str
+        self, topics: Collection[TopicNames], *, group: str, consumer: str, prefetch: int = 1
     ) -> AsyncGenerator[OneMessage]:
         assert topics, group
+        assert prefetch == 1  # workers share slow work evenly
         self.consumers.append(consumer)
         for delivery in self.deliveries:
             yield delivery
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        return list[DeadLetter]()[:limit]
+
+    async def requeue(self, letter_id: str) -> None:
+        raise NotFoundError(letter_id)
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
@@ -133,15 +157,21 @@ def test_a_worker_that_would_end_the_process_ends_its_own_serving_instead(
 
 
 @pytest.mark.parametrize(
-    ("error", "acknowledged"), [(NotFoundError("x"), True), (BackendUnavailableError("x"), False)]
+    ("error", "end"),
+    [
+        (NotFoundError("x"), (True, False, "")),
+        (BackendUnavailableError("x"), (False, True, "")),
+        (MessageError("x"), (False, False, "x")),
+    ],
 )
 def test_an_error_of_ours_is_reported_and_serving_goes_on(
-    error: Exception, acknowledged: bool
+    error: Exception, end: tuple[bool, bool, str]
 ) -> None:
     bus, reported = _bus(2), list[Exception]()
     asyncio.run(serve(Doing(_raise(error)), bus, group="g", on_error=reported.append))
     assert reported == [error, error]
-    assert [delivery.acknowledged for delivery in bus.deliveries] == [acknowledged] * 2
+    for delivery in bus.deliveries:
+        assert (delivery.acknowledged, delivery.given_back, delivery.dead_because) == end
 
 
 def test_serving_ends_though_the_message_in_hand_never_does(

@@ -67,8 +67,9 @@ def memory_url() -> MakeUrl:
     """Make URLs of one broker that no other test uses."""
     name = uuid4().hex
 
-    def make(reclaim_after_seconds: float = 60.0) -> str:
-        return f"memory://{name}?reclaim_after_seconds={reclaim_after_seconds}"
+    def make(reclaim_after_seconds: float = 60.0, max_deliveries: int = 5) -> str:
+        query = f"reclaim_after_seconds={reclaim_after_seconds}&max_deliveries={max_deliveries}"
+        return f"memory://{name}?{query}"
 
     return make
 
@@ -78,10 +79,17 @@ def redis_url(redis_server: RedisServer) -> MakeUrl:
     """Make URLs of streams that no other test uses."""
     prefix = uuid4().hex
 
-    def make(reclaim_after_seconds: float = 60.0) -> str:
-        return f"{redis_server.url}?prefix={prefix}&reclaim_after_seconds={reclaim_after_seconds}"
+    def make(reclaim_after_seconds: float = 60.0, max_deliveries: int = 5) -> str:
+        query = f"reclaim_after_seconds={reclaim_after_seconds}&max_deliveries={max_deliveries}"
+        return f"{redis_server.url}?prefix={prefix}&{query}"
 
     return make
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_url(request: pytest.FixtureRequest) -> MakeUrl:
+    """Make URLs of each backend in turn: the suites of the port run on all of them."""
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture

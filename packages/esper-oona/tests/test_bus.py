@@ -28,11 +28,6 @@ type Health = Callable[[int], HealthSignal]
 HEALTH = TopicNames.TELEMETRY_SEED_HEALTH
 
 
-@pytest.fixture(params=["memory", "redis"])
-def make_url(request: pytest.FixtureRequest) -> MakeUrl:
-    return request.getfixturevalue(f"{request.param}_url")
-
-
 async def publish(bus: Bus, payload: Payload) -> None:
     await bus.publish(payload, sender_id="tests", trace_id="run-1")
 

@@ -36,7 +36,7 @@ def test_redis_url_gives_every_option() -> None:
     [
         ("redis://host", "scheme 'redis'; expected memory://"),
         ("memory://name/path", "more than a name"),
-        ("memory://name?prefix=x", "unknown bus parameter 'prefix'.*knows reclaim_after_seconds"),
+        ("memory://name?prefix=x", "unknown bus parameter 'prefix'.*knows max_deliveries"),
         ("memory://?reclaim_after_seconds=soon", "is 'soon'; expected seconds"),
         ("memory://?reclaim_after_seconds=0", "is '0'; expected seconds"),
         ("memory://?reclaim_after_seconds=nan", "is 'nan'; expected seconds"),
@@ -62,6 +62,8 @@ def test_bad_memory_url_is_refused(url: str, expected: str) -> None:
         ("redis://host?retries=3", "unknown bus parameter 'retries'.*prefix, reclaim_after"),
         ("redis://host?ssl_ca_certs=/ca.pem", "unknown bus parameter 'ssl_ca_certs'"),
         ("redis://host?reclaim_after_seconds=-1", "is '-1'; expected seconds"),
+        ("redis://host?max_deliveries=0", "is '0'; expected a number from 1"),
+        ("redis://host?max_deliveries=many", "is 'many'; expected a number from 1"),
     ],
 )
 def test_bad_redis_url_is_refused_without_showing_the_password(url: str, expected: str) -> None:

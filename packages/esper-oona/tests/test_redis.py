@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from esper.contracts import (
     TopicNames,
 )
 from esper.oona import open_redis_bus
-from esper.oona.redis_group import num_trimmed
+from esper.oona.redis_watch import num_trimmed
 from esper.testkit.redis import RedisServer, start_redis
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
@@ -214,7 +215,7 @@ async def test_entries_that_are_no_messages_go_to_the_dead_letters(
     assert "belongs on control.kasmina.commands" in reasons[3]
     assert letters[3][b"message"] == command.model_dump_json().encode()
     assert pending["pending"] == 0
-    assert capsys.readouterr().err.count("undecodable message") == 4
+    assert capsys.readouterr().err.count("went to the dead letters") == 4
 
 
 async def test_full_server_makes_the_outbox_wait(
@@ -290,7 +291,7 @@ async def test_messages_trimmed_before_the_group_read_them_are_counted_once(
 def test_redis_6_does_not_count_but_a_full_stream_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("esper.oona.redis_group.MAX_BACKLOG", 5)
+    monkeypatch.setattr("esper.oona.redis_watch.MAX_BACKLOG", 5)
     group: dict[str, object] = {"last-delivered-id": b"7-0"}
     full: dict[str, object] = {"length": 5, "first-entry": (b"9-0", None)}
     assert num_trimmed(full, group) == 1
@@ -309,12 +310,103 @@ async def test_entries_that_waited_too_long_in_a_consumer_are_left_to_others(
         slow = bus.subscribe(TopicNames, group="readers", consumer="slow")
         first = await anext(slow)
         quick = bus.subscribe(TopicNames, group="readers", consumer="quick")
-        others = [await anext(quick) for _ in samples]  # the slow one read one of each topic
-        for delivery in others:
-            await delivery.ack()
+        others: list[Delivery] = []
+        for _ in samples:  # the slow one read one of each topic
+            others.append(await anext(quick))
+            await others[-1].ack()
         publish(bus, samples[COMMANDS])
         after = await anext(slow)
     assert {delivery.message.topic for delivery in others} == set(TopicNames)
-    assert {delivery.delivery_count for delivery in others} == {2}
+    counts = {delivery.message.event_id: delivery.delivery_count for delivery in others}
+    assert counts.pop(first.message.event_id) == 2
+    assert set(counts.values()) == {1}  # what the slow one did not reach was not tried
     assert first.message.event_id in {delivery.message.event_id for delivery in others}
     assert after.message.event_id not in {delivery.message.event_id for delivery in others}
+
+
+_POISON = """
+import asyncio, os, sys
+from esper.contracts import TopicNames
+from esper.oona import open_redis_bus
+
+async def main():
+    bus = open_redis_bus(sys.argv[1])
+    await bus.open()
+    reader = bus.subscribe([TopicNames.TELEMETRY_SEED_HEALTH], group="readers", consumer="p", prefetch=8)
+    async for delivery in reader:
+        if delivery.payload().epoch == 3:
+            os._exit(9)
+        await delivery.ack()
+        print(delivery.payload().epoch, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_handler_that_kills_its_process_is_found_out_and_its_neighbours_are_not_blamed(
+    redis_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    url = redis_url(0.2, max_deliveries=2)
+    async with connect(url) as bus:
+        await bus.create_group([HEALTH], group="readers")
+        for epoch in range(10):
+            publish(bus, health(epoch))
+        assert await bus.flush(10.0)
+        handled: set[int] = set()
+        while True:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", _POISON, url, stdout=asyncio.subprocess.PIPE
+            )
+            assert process.stdout is not None
+            while line := await process.stdout.readline():
+                handled.add(int(line))
+                if len(handled) == 9:
+                    break
+            if len(handled) == 9:
+                break
+        while not (letters := await bus.dead_letters()):
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.wait()
+    assert handled == set(range(10)) - {3}
+    assert [b'"epoch":3' in letter.data for letter in letters] == [True]
+
+
+async def test_group_that_is_destroyed_begins_anew_without_a_hole(
+    redis_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    url = redis_url(0.4)
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group([HEALTH], group="readers")
+        for epoch in range(20):
+            publish(bus, health(epoch))
+        assert await bus.flush(10.0)
+        lost = bus.subscribe([HEALTH], group="readers", consumer="dead", prefetch=5)
+        await anext(lost)  # 0 to 4 are in hand, unacknowledged
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one", prefetch=5)
+        seen = [await anext(reader)]
+        await raw.xgroup_destroy(stream_key(url, HEALTH), "readers")
+        for delivery in seen:
+            await delivery.ack()
+        seen_epochs = {cast("HealthSignal", d.payload()).epoch for d in seen}
+        while seen_epochs != set(range(20)):
+            delivery = await anext(reader)
+            await delivery.ack()
+            seen_epochs.add(cast("HealthSignal", delivery.payload()).epoch)
+
+
+async def test_a_hundred_and_fifty_consumers_of_one_client_all_read(
+    redis_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(redis_url()) as bus:
+        await bus.create_group([HEALTH], group="readers")
+        readers = [
+            bus.subscribe([HEALTH], group="readers", consumer=str(number)) for number in range(150)
+        ]
+        waits = [asyncio.ensure_future(anext(reader)) for reader in readers]
+        for epoch in range(150):
+            publish(bus, health(epoch))
+        taken = await asyncio.gather(*waits)
+        for delivery in taken:
+            await delivery.ack()
+    assert {cast("HealthSignal", d.payload()).epoch for d in taken} == set(range(150))

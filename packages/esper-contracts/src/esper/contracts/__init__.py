@@ -78,6 +78,7 @@ from esper.contracts.logging import (
 from esper.contracts.messages import (
     PAYLOADS,
     BlueprintSubmitted,
+    DeadLetter,
     KernelCharacterized,
     KernelReady,
     OonaMessage,
@@ -173,6 +174,7 @@ __all__ = [
     "ConfigError",
     "Contract",
     "DType",
+    "DeadLetter",
     "Delivery",
     "Endorsement",
     "Endorser",

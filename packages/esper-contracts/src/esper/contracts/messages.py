@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
@@ -92,6 +93,21 @@ class OonaMessage(Contract):
     topic: TopicNames
     schema_version: Literal["1.0"] = "1.0"
     payload: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """A message that a group set aside because nobody there could handle it."""
+
+    letter_id: str
+    """What `Bus.requeue` is given."""
+    topic: TopicNames
+    group: str
+    reason: str
+    delivery_count: int
+    """How often it was handed out before."""
+    data: bytes
+    """What was on the bus: an envelope as JSON, or bytes that are none."""
 
 
 def topic_of(payload: Payload) -> TopicNames:

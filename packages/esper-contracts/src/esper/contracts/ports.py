@@ -5,7 +5,7 @@ Methods raise `EsperError` children only; a driver's own exceptions are wrapped 
 """
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from esper.contracts.kernels import (
     KernelQuery,
     ValidationReport,
 )
-from esper.contracts.messages import OonaMessage, Payload, TopicNames
+from esper.contracts.messages import DeadLetter, OonaMessage, Payload, TopicNames
 from esper.contracts.operational import (
     FieldReport,
     HealthSignal,
@@ -51,7 +51,31 @@ class Delivery(Protocol):
         ...
 
     async def ack(self) -> None:
-        """Report the message as handled: the group never sees it again."""
+        """Report the message as handled: the group never sees it again.
+
+        With a prefetch, acknowledgements travel together a moment later; who dies before that sees
+        the message again.
+        """
+        ...
+
+    async def nack(self, *, delay_seconds: float = 0.0, counted: bool = True) -> None:
+        """Give the message back: the group gets it again, after the delay.
+
+        Args:
+            delay_seconds: at least so long; cut to the time after which unacknowledged messages are
+                delivered again anyway.
+            counted: False if the message is not to blame, as when a server was away; then the
+                attempt is not counted towards the dead letters.
+
+        """
+        ...
+
+    async def dead_letter(self, reason: str) -> None:
+        """Set the message aside with the reason: the group sees it again only if it is requeued."""
+        ...
+
+    def keep(self) -> AbstractAsyncContextManager[None]:
+        """Within the context nobody else gets the message, however long the handling takes."""
         ...
 
 
@@ -100,14 +124,31 @@ class Bus(Protocol):
         ...
 
     def subscribe(
-        self, topics: Collection[TopicNames], *, group: str, consumer: str
+        self, topics: Collection[TopicNames], *, group: str, consumer: str, prefetch: int = 1
     ) -> AsyncGenerator[Delivery]:
         """Yield messages for `group`, creating it if need be, until the generator is closed.
+
+        A `prefetch` above 1 is for quick handlers: so many messages are fetched at once and
+        acknowledged together. With 1, consumers share slow work evenly.
 
         Close it (`contextlib.aclosing`), or what it holds waits for the garbage collector.
 
         A message that another consumer of the group held for too long without acknowledging it is
-        delivered again. A connection that drops is re-established; the iterator goes on.
+        delivered again. A connection that drops is re-established; the iterator goes on. A message
+        that was handed out too often without being acknowledged goes to the dead letters.
+        """
+        ...
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """Return what was set aside, by any group, oldest first."""
+        ...
+
+    async def requeue(self, letter_id: str) -> None:
+        """Hand a dead letter to its group once more, as it was, with its attempts forgotten.
+
+        Raises:
+            NotFoundError: if there is no such letter.
+
         """
         ...
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from esper.contracts.errors import BackendUnavailableError, EsperError
+from esper.contracts.errors import BackendUnavailableError, EsperError, MessageError
 from esper.contracts.logging import get_logger
 from esper.contracts.messages import Payload
 from esper.contracts.ports import Bus, Delivery, Worker, WorkerContext, WorkerFactory
@@ -23,6 +23,9 @@ from esper.contracts.threads import in_thread
 GRACE_SECONDS = 3.0
 """How long the message in hand may still take when serving ends; after that its thread is left alone:
 it may wait for a server that never answers."""
+
+_RETRY_SECONDS = 5.0
+"""Until a message is tried again that failed because a server was away."""
 
 _log = get_logger(__name__)
 
@@ -38,9 +41,9 @@ async def serve(
     """Serve `worker` from `bus` until cancelled.
 
     A message whose handling raises an `EsperError` is logged, reported to `on_error` and
-    acknowledged: handled again, it would fail again. When a server was away, it is left
-    unacknowledged, to be delivered again. Any other exception is a bug and ends the loop, also
-    without acknowledging.
+    acknowledged: handled again, it would fail again. One whose payload does not fit its topic goes to
+    the dead letters. When a server was away, the message is given back, to be delivered again. Any
+    other exception is a bug and ends the loop, without acknowledging.
 
     Args:
         worker: what handles the messages.
@@ -55,7 +58,8 @@ async def serve(
         async for delivery in subscription:
             try:
                 if trace_id is None or delivery.message.trace_id == trace_id:
-                    await _handle(worker, bus, delivery)
+                    async with delivery.keep():
+                        await _handle(worker, bus, delivery)
             except EsperError as error:
                 _log.error(
                     "message failed",
@@ -67,6 +71,10 @@ async def serve(
                 if on_error is not None:
                     on_error(error)
                 if isinstance(error, BackendUnavailableError):
+                    await delivery.nack(delay_seconds=_RETRY_SECONDS, counted=False)
+                    continue
+                if isinstance(error, MessageError):
+                    await delivery.dead_letter(str(error))
                     continue
             await delivery.ack()
 

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from threading import Lock
 
-from esper.contracts import TopicNames, get_logger
-from esper.oona.delivery import MAX_BACKLOG
+from esper.contracts import DeadLetter, TopicNames, get_logger
+from esper.oona.delivery import MAX_BACKLOG, MAX_DEAD_LETTERS, exhausted, tell_dead_letter
 
 _log = get_logger(__name__)
 
@@ -58,6 +58,8 @@ class Item:
     delivered_at: float = 0.0
     """Monotonic seconds of the latest delivery."""
     delivery_count: int = 0
+    due_at: float = 0.0
+    """Monotonic seconds before which it is not handed out again."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -68,7 +70,9 @@ class _Queue:
     ready: list[int] = field(default_factory=list[int])
     """Heap of sequence numbers that wait; one that left `unacknowledged` is skipped."""
     pending: dict[int, Item] = field(default_factory=dict[int, Item])
-    """In hand, in order of delivery."""
+    """In hand, in order of delivery or renewal."""
+    delayed: dict[int, Item] = field(default_factory=dict[int, Item])
+    """Given back, not yet due."""
     waiters: set[Consumer] = field(default_factory=set[Consumer])
     """Whom to wake when a message comes."""
 
@@ -85,11 +89,19 @@ class _Queue:
     def remove(self, sequence: int) -> None:
         self.unacknowledged.pop(sequence, None)
         self.pending.pop(sequence, None)
+        self.delayed.pop(sequence, None)
 
     def give_back(self, item: Item) -> None:
-        del self.pending[item.sequence]
+        self.pending.pop(item.sequence, None)
         item.holder = None
         heapq.heappush(self.ready, item.sequence)
+
+    def take_due(self, now: float) -> float:
+        """Let what is due wait again; return the seconds until the next is (infinity: none)."""
+        for item in [item for item in self.delayed.values() if item.due_at <= now]:
+            del self.delayed[item.sequence]
+            self.give_back(item)
+        return min((item.due_at for item in self.delayed.values()), default=math.inf) - now
 
     def head(self) -> int | None:
         """Return the oldest that waits, and forget those before it that are gone."""
@@ -106,6 +118,7 @@ class Broker:
         self._sequence = count(1)
         self._dropped: Counter[TopicNames] = Counter()
         self._queues: dict[TopicNames, dict[str, _Queue]] = {topic: {} for topic in TopicNames}
+        self._letters: dict[str, tuple[DeadLetter, Item]] = {}
 
     def publish(self, topic: TopicNames, data: bytes) -> None:
         """Give the message to every group of the topic."""
@@ -147,8 +160,12 @@ class Broker:
         for consumer in woken:
             consumer.wake()
 
-    def take(self, consumer: Consumer, *, reclaim_after_seconds: float) -> Item | float:
+    def take(
+        self, consumer: Consumer, *, reclaim_after_seconds: float, max_deliveries: int
+    ) -> Item | float:
         """Hand the oldest message that waits for the consumer's group to the consumer.
+
+        One that was handed out `max_deliveries` times in vain goes to the dead letters instead.
 
         Returns:
             the message, or for how many seconds the consumer should wait: it is woken when one
@@ -160,24 +177,88 @@ class Broker:
             queues = [self._queue(topic, consumer.group) for topic in consumer.topics]
             wait_seconds = reclaim_after_seconds
             for queue in queues:
-                wait_seconds = min(wait_seconds, _reclaim(queue, now, reclaim_after_seconds))
-            heads = [(head, queue) for queue in queues if (head := queue.head()) is not None]
-            if not heads:
-                for queue in queues:
-                    queue.waiters.add(consumer)
-                return wait_seconds
-            sequence, queue = min(heads, key=lambda pair: pair[0])
-            heapq.heappop(queue.ready)
-            item = queue.pending[sequence] = queue.unacknowledged[sequence]
-            item.holder, item.delivered_at = consumer, now
-            item.delivery_count += 1
-            return item
+                wait_seconds = min(
+                    wait_seconds,
+                    _reclaim(queue, now, reclaim_after_seconds),
+                    queue.take_due(now),
+                )
+            while heads := [(head, queue) for queue in queues if (head := queue.head())]:
+                sequence, queue = min(heads, key=lambda pair: pair[0])
+                heapq.heappop(queue.ready)
+                item = queue.unacknowledged[sequence]
+                if item.delivery_count >= max_deliveries:
+                    self._file(item, exhausted(item.delivery_count))
+                    continue
+                queue.pending[sequence] = item
+                item.holder, item.delivered_at = consumer, now
+                item.delivery_count += 1
+                return item
+            for queue in queues:
+                queue.waiters.add(consumer)
+            return wait_seconds
 
     def acknowledge(self, item: Item) -> None:
         """Drop the message for its group, whoever holds it; idempotent."""
         with self._lock:
             if queue := self._queues[item.topic].get(item.group):
                 queue.remove(item.sequence)
+
+    def give_back(
+        self, item: Item, holder: Consumer, *, delay_seconds: float, counted: bool
+    ) -> None:
+        """Let the group have the message again after the delay, if `holder` still has it."""
+        woken: set[Consumer] = set()
+        with self._lock:
+            queue = self._queues[item.topic].get(item.group)
+            if queue is None or item.sequence not in queue.pending or item.holder is not holder:
+                return
+            item.delivery_count -= not counted
+            if delay_seconds:
+                del queue.pending[item.sequence]
+                item.holder, item.due_at = None, time.monotonic() + delay_seconds
+                queue.delayed[item.sequence] = item
+            else:
+                queue.give_back(item)
+            woken |= queue.waiters
+            queue.waiters.clear()
+        for consumer in woken:
+            consumer.wake()
+
+    def renew(self, item: Item, holder: Consumer) -> None:
+        """Count the time of the message in hand from now, if `holder` still has it."""
+        with self._lock:
+            queue = self._queues[item.topic].get(item.group)
+            if queue and item.holder is holder and queue.pending.pop(item.sequence, None):
+                item.delivered_at = time.monotonic()
+                queue.pending[item.sequence] = item
+
+    def bury(self, item: Item, reason: str) -> None:
+        """Move the message to the dead letters, if it is not acknowledged."""
+        with self._lock:
+            queue = self._queues[item.topic].get(item.group)
+            if queue and item.sequence in queue.unacknowledged:
+                self._file(item, reason)
+
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return what was set aside, oldest first."""
+        with self._lock:
+            return [letter for letter, _ in islice(self._letters.values(), limit)]
+
+    def requeue(self, letter_id: str) -> bool:
+        """Let the letter's group have the message again; tell whether there was such a letter."""
+        with self._lock:
+            _, item = self._letters.pop(letter_id, (None, None))
+            if item is None:
+                return False
+            item.delivery_count = 0
+            queue = self._queue(item.topic, item.group)
+            queue.unacknowledged[item.sequence] = item
+            queue.give_back(item)
+            woken = queue.waiters.copy()
+            queue.waiters.clear()
+        for consumer in woken:
+            consumer.wake()
+        return True
 
     def release(self, consumer: Consumer) -> None:
         """Let others have at once what the consumer has not acknowledged; wake no more."""
@@ -208,6 +289,22 @@ class Broker:
         """Return the groups that messages are kept for."""
         with self._lock:
             return {group for groups in self._queues.values() for group in groups}
+
+    def _file(self, item: Item, reason: str) -> None:
+        """Take the message from its group's queue and keep it as a letter."""
+        self._queues[item.topic][item.group].remove(item.sequence)
+        letter = DeadLetter(
+            letter_id=f"{item.sequence}.{item.group}",
+            topic=item.topic,
+            group=item.group,
+            reason=reason,
+            delivery_count=item.delivery_count,
+            data=item.data,
+        )
+        if len(self._letters) >= MAX_DEAD_LETTERS:
+            del self._letters[next(iter(self._letters))]
+        self._letters[letter.letter_id] = letter, item
+        tell_dead_letter(letter)
 
     def _queue(self, topic: TopicNames, group: str) -> _Queue:
         queue = self._queues[topic].get(group)

@@ -6,20 +6,27 @@ so that what works here works over Redis.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from esper.contracts import (
     BackendUnavailableError,
-    ConfigError,
+    DeadLetter,
     OonaMessage,
     Payload,
     TopicNames,
     seal,
 )
 from esper.oona.broker import Broker, Consumer, Item, shared_broker
-from esper.oona.delivery import BusDelivery, decode, encode
+from esper.oona.delivery import (
+    BusDelivery,
+    check_subscription,
+    decode,
+    encode,
+    unknown_letter,
+)
 from esper.oona.options import MemoryOptions
 from esper.oona.outbox import OutboxQueue
 
@@ -101,32 +108,48 @@ class MemoryBus:
         self._opened().remove_group(topics, group)
 
     async def subscribe(
-        self, topics: Collection[TopicNames], *, group: str, consumer: str
-    ) -> AsyncGenerator[BusDelivery]:
+        self,
+        topics: Collection[TopicNames],
+        *,
+        group: str,
+        consumer: str,
+        prefetch: int = 1,
+    ) -> AsyncGenerator[BusDelivery[Item]]:
         """Yield messages for `group`, across topics in the order in which they were published.
 
-        What is not acknowledged when the iterator is closed is delivered to others at once.
+        What is not acknowledged when the iterator is closed is delivered to others at once. Nothing
+        is fetched ahead, whatever `prefetch` says: nothing is far away.
         """
         broker = self._opened()
-        if not topics:
-            raise ConfigError(
-                f"consumer {consumer!r} subscribes to no topics; expected at least one"
-            )
+        check_subscription(topics, consumer, prefetch)
         reader = Consumer(topics, group)
+        holder = _MemoryHolder(broker, reader, self._options.reclaim_after_seconds)
         self._consumers.add(reader)
         broker.create_group(topics, group)
         try:
             while self._broker is broker:
                 taken = broker.take(
-                    reader, reclaim_after_seconds=self._options.reclaim_after_seconds
+                    reader,
+                    reclaim_after_seconds=self._options.reclaim_after_seconds,
+                    max_deliveries=self._options.max_deliveries,
                 )
                 if isinstance(taken, Item):
-                    yield _delivery(broker, taken)
+                    message = decode(taken.data, topic=taken.topic)
+                    yield BusDelivery(message, taken.delivery_count, entry=taken, holder=holder)
                 else:
                     await reader.wait(taken)
         finally:
             self._consumers.discard(reader)
             broker.release(reader)
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """Return what was set aside, by any group, oldest first."""
+        return self._opened().dead_letters(limit)
+
+    async def requeue(self, letter_id: str) -> None:
+        """Hand a dead letter to its group once more. Raises `NotFoundError`."""
+        if not self._opened().requeue(letter_id):
+            raise unknown_letter(letter_id)
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
@@ -142,13 +165,32 @@ class MemoryBus:
         return self._broker
 
 
-def _delivery(broker: Broker, item: Item) -> BusDelivery:
-    async def acknowledge() -> None:
-        broker.acknowledge(item)
+@dataclass(frozen=True)
+class _MemoryHolder:
+    """What one consumer's deliveries report to; implements `Holder`."""
+
+    broker: Broker
+    consumer: Consumer
+    reclaim_after_seconds: float
+
+    @property
+    def renew_every_seconds(self) -> float:
+        return self.reclaim_after_seconds / 3
+
+    async def acknowledge(self, entry: Item) -> None:
+        self.broker.acknowledge(entry)
         await asyncio.sleep(0)
 
-    return BusDelivery(
-        message=decode(item.data, topic=item.topic),
-        delivery_count=item.delivery_count,
-        acknowledge=acknowledge,
-    )
+    async def give_back(self, entry: Item, *, delay_seconds: float, counted: bool) -> None:
+        self.broker.give_back(
+            entry,
+            self.consumer,
+            delay_seconds=min(delay_seconds, self.reclaim_after_seconds),
+            counted=counted,
+        )
+
+    async def bury(self, entry: Item, reason: str) -> None:
+        self.broker.bury(entry, reason)
+
+    async def renew(self, entry: Item) -> None:
+        self.broker.renew(entry, self.consumer)

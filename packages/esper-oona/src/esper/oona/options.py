@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from esper.contracts import ConfigError
 
 DEFAULT_RECLAIM_AFTER_SECONDS = 60.0
+DEFAULT_MAX_DELIVERIES = 5
 DEFAULT_PREFIX = "esper"
 DEFAULT_REDIS_PORT = 6379
 
@@ -26,6 +27,8 @@ class MemoryOptions:
 
     name: str
     reclaim_after_seconds: float
+    max_deliveries: int = DEFAULT_MAX_DELIVERIES
+    """A message that was handed out so often in vain goes to the dead letters."""
 
     @classmethod
     def from_url(cls, url: str) -> "MemoryOptions":
@@ -33,8 +36,12 @@ class MemoryOptions:
         parts = _split(url, schemes=("memory",), form=_MEMORY_FORM)
         if parts.path or parts.fragment or "@" in parts.netloc:
             raise ConfigError(f"bus URL has more than a name; expected {_MEMORY_FORM}")
-        query = _query(parts, known={"reclaim_after_seconds"})
-        return cls(name=parts.netloc, reclaim_after_seconds=_reclaim_after(query))
+        query = _query(parts, known={"reclaim_after_seconds", "max_deliveries"})
+        return cls(
+            name=parts.netloc,
+            reclaim_after_seconds=_reclaim_after(query),
+            max_deliveries=_max_deliveries(query),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,8 @@ class RedisOptions:
     prefix: str
     """Stream keys are `prefix:topic`."""
     reclaim_after_seconds: float
+    max_deliveries: int = DEFAULT_MAX_DELIVERIES
+    """A message that was handed out so often in vain goes to the dead letters."""
 
     @property
     def address(self) -> str:
@@ -61,7 +70,7 @@ class RedisOptions:
     def from_url(cls, url: str) -> "RedisOptions":
         """Read `redis://…?prefix=esper&reclaim_after_seconds=60`. Raises `ConfigError`."""
         parts = _split(url, schemes=("redis", "rediss"), form=_REDIS_FORM)
-        known = {"prefix", "reclaim_after_seconds"}
+        known = {"prefix", "reclaim_after_seconds", "max_deliveries"}
         secure = parts.scheme == "rediss"
         query = _query(parts, known=known | _TLS_PARAMETERS if secure else known)
         try:
@@ -82,6 +91,7 @@ class RedisOptions:
             tls={k: query[k] for k in sorted(_TLS_PARAMETERS & set(query))} if secure else None,
             prefix=prefix,
             reclaim_after_seconds=_reclaim_after(query),
+            max_deliveries=_max_deliveries(query),
         )
 
 
@@ -119,3 +129,12 @@ def _reclaim_after(query: Mapping[str, str]) -> float:
             f"bus parameter reclaim_after_seconds is {text!r}; expected seconds from 0.001 to 86400"
         )
     return seconds
+
+
+def _max_deliveries(query: Mapping[str, str]) -> int:
+    text = query.get("max_deliveries", str(DEFAULT_MAX_DELIVERIES))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
+        raise ConfigError(
+            f"bus parameter max_deliveries is {text!r}; expected a number from 1 to 1000000"
+        )
+    return int(text)

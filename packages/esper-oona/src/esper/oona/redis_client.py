@@ -5,7 +5,9 @@
 
 # ruff: noqa: D102 - the commands are described by Redis itself, under their own names
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from redis.asyncio import Redis
@@ -24,6 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from esper.contracts import BackendUnavailableError
 from esper.oona.options import RedisOptions
+from esper.oona.outbox import backoff
 
 DRIVER_ERRORS = (RedisError, OSError)
 """What a call to the driver may raise."""
@@ -31,6 +34,12 @@ DRIVER_ERRORS = (RedisError, OSError)
 _CONNECT_SECONDS = 5.0
 _REPLY_SECONDS = 10.0
 """Longer than any blocking read asks the server to block."""
+
+_MAX_CONNECTIONS = 10_000
+"""The driver's own limit of 100 would refuse the next command instead of queueing it."""
+
+PATIENCE_SECONDS = 10.0
+"""For how long publishing, acknowledging and group changes wait out an outage."""
 
 type Fields = dict[bytes, bytes]
 type StreamEntries = list[tuple[bytes, Fields | None]]
@@ -46,9 +55,23 @@ class Commands(Protocol):
 
     def pipeline(self, *, transaction: bool) -> "Pipeline": ...
 
+    async def client_id(self) -> int: ...
+
+    async def client_unblock(self, client_id: int) -> object: ...
+
+    async def eval(
+        self, script: str, numkeys: int, *keys_and_args: str | bytes | int
+    ) -> object: ...
+
     async def xadd(
         self, name: str, fields: Mapping[str, str | bytes], *, maxlen: int, approximate: bool
     ) -> object: ...
+
+    async def xrange(
+        self, name: str, *, min: str | bytes = "-", max: str | bytes = "+", count: int
+    ) -> StreamEntries: ...
+
+    async def xpending(self, name: str, groupname: str) -> dict[str, bytes | int | None]: ...
 
     async def xgroup_create(
         self, name: str, groupname: str, *, id: str, mkstream: bool
@@ -92,6 +115,7 @@ class Commands(Protocol):
         min_idle_time: int,
         message_ids: Sequence[bytes],
         idle: int,
+        retrycount: int | None = None,
         justid: bool,
     ) -> object: ...
 
@@ -112,7 +136,7 @@ class Pipeline(Protocol):
     def execute(self, *, raise_on_error: bool) -> Awaitable[list[object]]: ...
 
 
-def connect(options: RedisOptions) -> Commands:
+def connect(options: RedisOptions, *, max_connections: int = _MAX_CONNECTIONS) -> Commands:
     """Return a client; nothing is sent before its first command.
 
     The driver's retries are off: ours decide, and its jitter draws from the global random stream.
@@ -129,6 +153,7 @@ def connect(options: RedisOptions) -> Commands:
         socket_connect_timeout=_CONNECT_SECONDS,
         socket_timeout=_REPLY_SECONDS,
         socket_keepalive=True,
+        max_connections=max_connections,
         **(options.tls or {}),  # pyright: ignore[reportArgumentType]
     )
     return cast("Commands", client)
@@ -143,6 +168,33 @@ def is_passing(error: Exception) -> bool:
             ("MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
         )
     return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError))
+
+
+async def patiently[T](
+    options: RedisOptions, call: Callable[[], Awaitable[T]], *, is_open: Callable[[], bool]
+) -> T:
+    """Return what `call` returns, trying again through a short outage.
+
+    Raises:
+        BackendUnavailableError: if the outage lasts, the server refuses, or the bus is closed.
+
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pauses = backoff()
+    while True:
+        if not is_open():
+            raise not_open(options)
+        try:
+            return await call()
+        except DRIVER_ERRORS as error:
+            if not is_passing(error) or time.monotonic() > deadline:
+                raise unavailable(options, error) from error
+            await asyncio.sleep(next(pauses))
+
+
+def not_open(options: RedisOptions) -> BackendUnavailableError:
+    """Return the error for a client that is used while it is closed."""
+    return BackendUnavailableError(f"the bus at {options.address} is not open; await open() first")
 
 
 def unavailable(options: RedisOptions, error: Exception) -> BackendUnavailableError:

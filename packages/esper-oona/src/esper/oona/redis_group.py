@@ -1,53 +1,47 @@
 """One consumer of one group on Redis streams: what to hand out next.
 
-Reads overdue entries of other consumers first (XAUTOCLAIM), then new ones (XREADGROUP), and hands
-decoded messages to `RedisBus.subscribe`. Raises the driver's errors; the bus waits out outages.
+Claims one overdue entry of other consumers (XAUTOCLAIM), then reads new ones (XREADGROUP), and keeps
+what is read but not yet handed out. `redis_consumer` drives it, waits out outages and hands out.
 """
 
-import asyncio
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import cast
 
 from redis.exceptions import ResponseError
 
 from esper.contracts import MessageError, OonaMessage, TopicNames, get_logger
-from esper.oona.delivery import MAX_BACKLOG, decode
+from esper.oona.delivery import decode, exhausted
 from esper.oona.options import RedisOptions
-from esper.oona.redis_client import DRIVER_ERRORS, Commands, Fields, StreamEntries
-
-MESSAGE_FIELD = "message"
-"""The one field of every stream entry: the envelope as JSON."""
+from esper.oona.redis_client import Commands, StreamEntries
+from esper.oona.redis_letters import MESSAGE_FIELD, Failed, file_letter, stream_key
+from esper.oona.redis_watch import StreamWatch, order
 
 _START = b"0-0"
-_MAX_DEAD_LETTERS = 10_000
 _LONGEST_BLOCK_SECONDS = 1.0
-"""A reader looks up at least this often, so that it notices overdue entries and a closed bus."""
-_LONGEST_RECLAIM_PAUSE_SECONDS = 5.0
-_RELEASE_SECONDS = 2.0
+"""A reader looks up at least this often, so that it notices overdue entries."""
+_LONGEST_PAUSE_SECONDS = 5.0
 _DAY_MS = 86_400_000
 
 _log = get_logger(__name__)
 
 
-def stream_key(options: RedisOptions, topic: TopicNames) -> str:
-    """Return the key of a topic's stream."""
-    return f"{options.prefix}:{topic.value}"
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, slots=True)
 class GroupEntry:
     """One entry of a stream in the hands of this consumer."""
 
+    key: str
     topic: TopicNames
     entry_id: bytes
     message: OonaMessage
+    data: bytes
     delivery_count: int
-    read_at: float
-    """Monotonic seconds."""
+    held_since: float
+    """Monotonic seconds of the reading or the latest renewal."""
+    is_handed_out: bool = False
 
 
 async def create_group(client: Commands, key: str, group: str, *, start: str) -> None:
@@ -71,137 +65,183 @@ async def remove_group(client: Commands, key: str, group: str) -> None:
 class GroupReader:
     """Reads for one consumer, and remembers what that consumer has not acknowledged.
 
-    Entries are read one per topic at a time, so that consumers of a group share slow work evenly.
+    Raises the driver's errors; after one it can simply be asked again.
+
+    Args:
+        client: for everything that does not block.
+        blocking: a client of its own connection, for the reads that wait.
+        options: of the bus.
+        topics: what to read.
+        group: for whom.
+        consumer: by whom.
+        prefetch: entries per topic and read.
+
     """
 
     def __init__(
         self,
         client: Commands,
+        blocking: Commands,
         options: RedisOptions,
         topics: Collection[TopicNames],
         *,
         group: str,
         consumer: str,
+        prefetch: int,
     ) -> None:
         self.group = group
+        self.watch = StreamWatch(client, group)
         self._client = client
+        self._blocking = blocking
         self._options = options
         self._consumer = consumer
+        self._prefetch = prefetch
         self._topics = {stream_key(options, topic): topic for topic in topics}
-        self._position: dict[str, str] = {}
-        """The last entry that the group was handed, by stream; where a vanished group begins anew."""
         self._cursor = dict.fromkeys(self._topics, _START)
-        self.trimmed: Counter[TopicNames] = Counter()
-        """Entries known to have gone before the group had read or acknowledged them, by topic."""
-        self._told: dict[str, tuple[bytes, int]] = {}
-        """By stream, where the group stood when entries were last counted as trimmed, and how many."""
-        self._held: dict[tuple[TopicNames, bytes], float] = {}
+        self._buffer: deque[GroupEntry] = deque()
+        self._held: dict[tuple[str, bytes], GroupEntry] = {}
         self._reclaim_ms = max(1, round(options.reclaim_after_seconds * 1000))
-        self._reclaim_pause = min(options.reclaim_after_seconds / 4, _LONGEST_RECLAIM_PAUSE_SECONDS)
-        self._reclaim_at = 0.0
+        self.pause_seconds = min(options.reclaim_after_seconds / 4, _LONGEST_PAUSE_SECONDS)
+        """How often to look for what is overdue."""
+        self._look_at = 0.0
+        self._inspect_at = 0.0
+        self._may_claim = True
 
-    async def read(self) -> list[GroupEntry]:
-        """Return the next entries, oldest first; none if nothing came for a moment."""
-        if not self._position:
-            await self._join()
+    def pop(self) -> GroupEntry | None:
+        """Hand out the next entry that was read and is still ours, if there is one."""
+        while self._buffer:
+            entry = self._buffer.popleft()
+            if self.is_ours(entry):
+                entry.is_handed_out = True
+                return entry
+            self.forget(entry)  # it comes again, to this consumer or to another
+        return None
+
+    async def fetch(self) -> None:
+        """Read what comes next; perhaps nothing, after a moment."""
         try:
-            if time.monotonic() >= self._reclaim_at:
-                await self._look_for_trimmed()
-                if entries := await self._read_overdue():
-                    return entries
-                self._reclaim_at = time.monotonic() + self._reclaim_pause
-            return await self._read_new()
+            if time.monotonic() >= self._inspect_at:
+                await self._inspect()
+            # Every other time at most, so that failing messages do not hold up the new ones.
+            if self._may_claim and time.monotonic() >= self._look_at:
+                self._may_claim = False
+                if await self._claim_one():
+                    return
+                self._look_at = time.monotonic() + self.pause_seconds
+            self._may_claim = True
+            await self._read_new()
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             await self._recreate_groups()
-            return []
 
-    def is_overdue(self, entry: GroupEntry) -> bool:
-        """Tell whether others may have taken the entry over since it was read."""
-        return time.monotonic() - entry.read_at >= self._options.reclaim_after_seconds
+    def is_ours(self, entry: GroupEntry) -> bool:
+        """Tell whether nobody can have taken the entry over since it was read or renewed."""
+        return time.monotonic() - entry.held_since < self._options.reclaim_after_seconds
 
-    def forget(self, entry: GroupEntry) -> None:
-        """Note that the entry was acknowledged."""
-        self._held.pop((entry.topic, entry.entry_id), None)
+    def forget(self, entry: GroupEntry) -> bool:
+        """Note that the entry is no longer in hand; tell whether it was."""
+        return self._held.pop((entry.key, entry.entry_id), None) is not None
+
+    async def renew(self, entry: GroupEntry) -> None:
+        """Start the time anew after which others get the entry."""
+        if (entry.key, entry.entry_id) in self._held and self.is_ours(entry):
+            now = time.monotonic()
+            await self._set_idle(entry.key, [entry.entry_id], idle_ms=0)
+            entry.held_since = now
+
+    async def give_back(
+        self, entry: GroupEntry, *, delay_seconds: float = 0.0, counted: bool = True
+    ) -> None:
+        """Make the entry overdue after the delay, unless others may have it already."""
+        if not self.is_ours(entry) or (entry.key, entry.entry_id) not in self._held:
+            return
+        delay_seconds = min(delay_seconds, self._options.reclaim_after_seconds)
+        idle_ms = self._reclaim_ms - round(delay_seconds * 1000) if delay_seconds else _DAY_MS
+        retry_count = None if counted else entry.delivery_count - 1
+        await self._set_idle(entry.key, [entry.entry_id], idle_ms=idle_ms, retry_count=retry_count)
+        self.forget(entry)
+        self._look_at = min(self._look_at, time.monotonic() + delay_seconds)
+
+    def look_soon(self) -> None:
+        """Look for overdue entries next, because there may be some."""
+        self._look_at = 0.0
+
+    async def release_stale(self) -> None:
+        """Let others have what waits behind a slow handler, before they take it for abandoned."""
+        patience = self._options.reclaim_after_seconds / 2
+        if self._buffer and time.monotonic() - self._buffer[0].held_since > patience:
+            waiting = list(self._buffer)
+            self._buffer.clear()
+            await self._release(waiting)
 
     async def release(self) -> None:
-        """Let others have at once what was not acknowledged.
+        """Let others have at once what was not acknowledged."""
+        held = list(self._held.values())
+        self._buffer.clear()
+        await self._release(held)
 
-        Best effort: where the server is away, they get it when it is overdue.
-        """
-        try:
-            async with asyncio.timeout(_RELEASE_SECONDS):
-                await self._call_idle()
-        except DRIVER_ERRORS as error:
-            _log.warning("messages stay with a closed consumer", reason=str(error))
-        self._held.clear()
+    async def bury(self, entry: GroupEntry, reason: str) -> None:
+        """Move the entry to the dead letters."""
+        await self._file(
+            entry.key, entry.entry_id, entry.data, reason, delivery_count=entry.delivery_count
+        )
+        self.forget(entry)
 
-    async def _call_idle(self) -> None:
-        """Tell the server that what this consumer holds was idle for a day: overdue for anyone."""
-        overdue_before = time.monotonic() - self._options.reclaim_after_seconds
+    async def _release(self, entries: Iterable[GroupEntry]) -> None:
+        """Make entries overdue for anyone; what was not handed out was not tried."""
+        ours = [entry for entry in entries if self.is_ours(entry)]
+        order: Callable[[GroupEntry], tuple[str, int]] = lambda entry: (  # noqa: E731
+            entry.key,
+            -1 if entry.is_handed_out else entry.delivery_count - 1,
+        )
+        for (key, retry_count), group in groupby(sorted(ours, key=order), order):
+            ids = [entry.entry_id for entry in group]
+            await self._set_idle(
+                key, ids, idle_ms=_DAY_MS, retry_count=None if retry_count < 0 else retry_count
+            )
+        for entry in entries:
+            self.forget(entry)
+
+    async def _set_idle(
+        self, key: str, ids: list[bytes], *, idle_ms: int, retry_count: int | None = None
+    ) -> None:
+        await self._client.xclaim(
+            key,
+            self.group,
+            consumername=self._consumer,
+            min_idle_time=0,
+            message_ids=ids,
+            idle=idle_ms,
+            retrycount=retry_count,
+            justid=True,
+        )
+
+    async def _inspect(self) -> None:
         for key, topic in self._topics.items():
-            ids = [
-                entry_id
-                for (held_topic, entry_id), read_at in self._held.items()
-                if held_topic is topic and read_at > overdue_before
-            ]
-            if ids:
-                await self._client.xclaim(
-                    key,
-                    self.group,
-                    consumername=self._consumer,
-                    min_idle_time=0,
-                    message_ids=ids,
-                    idle=_DAY_MS,
-                    justid=True,
-                )
-
-    async def _join(self) -> None:
-        position: dict[str, str] = {}
-        for key in self._topics:
-            await create_group(self._client, key, self.group, start="$")
-            for info in await self._client.xinfo_groups(key):
-                if info["name"] == self.group.encode():
-                    position[key] = cast("bytes", info["last-delivered-id"]).decode()
-        self._position = position
+            if not self.watch.knows(key):
+                await create_group(self._client, key, self.group, start="$")
+            await self.watch.look(key, topic)
+        self._inspect_at = time.monotonic() + self.pause_seconds
 
     async def _recreate_groups(self) -> None:
+        positions = {key: self.watch.safe_position(key) for key in self._topics}
         _log.error(
-            "consumer group vanished; created anew", group=self.group, keys=sorted(self._topics)
-        )
-        for key in self._topics:
-            await create_group(self._client, key, self.group, start=self._position[key])
-
-    async def _look_for_trimmed(self) -> None:
-        """Count what the server dropped (MAXLEN) although the group had not read it."""
-        for key, topic in self._topics.items():
-            with suppress(ResponseError):  # no such stream: reading will say so
-                stream = await self._client.xinfo_stream(key)
-                for group in await self._client.xinfo_groups(key):
-                    if group["name"] == self.group.encode():
-                        self._count_trimmed(key, topic, num_trimmed(stream, group), group)
-
-    def _count_trimmed(
-        self, key: str, topic: TopicNames, count: int, group: Mapping[str, object]
-    ) -> None:
-        position = cast("bytes", group["last-delivered-id"])
-        told_at, told = self._told.get(key, (position, 0))
-        new = count - told if told_at == position else count
-        if new <= 0:
-            return
-        self._told[key] = (position, count)
-        self.trimmed[topic] += new
-        _log.error(
-            "a group reads too slowly; its oldest messages were dropped",
+            "consumer group vanished; created anew where it stood, so messages may come twice, and "
+            "those that the server no longer has are lost",
             group=self.group,
-            key=key,
-            at_least=new,
+            positions=positions,
         )
+        for key, position in positions.items():
+            await create_group(self._client, key, self.group, start=position)
 
-    async def _read_overdue(self) -> list[GroupEntry]:
-        entries: list[GroupEntry] = []
-        for key in self._topics:
+    async def _claim_one(self) -> bool:
+        """Take over one overdue entry.
+
+        Only one, and handed out before anything else is claimed: if it kills this process too, its
+        neighbours have not been tried once more.
+        """
+        for key, topic in self._topics.items():
             reply = await self._client.xautoclaim(
                 key,
                 self.group,
@@ -211,57 +251,69 @@ class GroupReader:
                 count=1,
             )
             self._cursor[key] = cast("bytes", reply[0])
-            claimed = cast("StreamEntries", reply[1])
             if len(reply) > 2:  # Redis 7 names here what was trimmed in somebody's hands
-                self.trimmed[self._topics[key]] += len(cast("list[bytes]", reply[2]))
-            entries += await self._accept(key, claimed, redelivered=True)
-        return entries
+                self.watch.trimmed[topic] += len(cast("list[bytes]", reply[2]))
+            for entry_id, fields in cast("StreamEntries", reply[1]):
+                if fields is None:
+                    await self._drop_trimmed(key, entry_id)
+                    continue
+                count = await self._delivery_count(key, entry_id)
+                data = fields.get(MESSAGE_FIELD.encode(), b"")
+                if count > self._options.max_deliveries:
+                    reason = exhausted(count - 1)
+                    await self._file(key, entry_id, data, reason, delivery_count=count - 1)
+                else:
+                    await self._accept(key, [(entry_id, fields)], delivery_count=count)
+                return True
+        return False
 
-    async def _read_new(self) -> list[GroupEntry]:
-        block_seconds = min(self._reclaim_pause, _LONGEST_BLOCK_SECONDS)
-        reply = await self._client.xreadgroup(
+    async def _read_new(self) -> None:
+        until_look = self._look_at - time.monotonic()
+        block_seconds = min(self.pause_seconds, _LONGEST_BLOCK_SECONDS, max(until_look, 0.0))
+        reply = await self._blocking.xreadgroup(
             self.group,
             self._consumer,
             streams=dict.fromkeys(self._topics, ">"),
-            count=1,
+            count=self._prefetch,
             block=max(1, round(block_seconds * 1000)),
         )
-        entries: list[GroupEntry] = []
         for raw_key, found in reply or []:
-            key = raw_key.decode()
-            if found:
-                self._position[key] = found[-1][0].decode()
-            entries += await self._accept(key, found, redelivered=False)
-        return sorted(entries, key=lambda entry: _order(entry.entry_id))
+            await self._accept(raw_key.decode(), found, delivery_count=1)
+        if len(reply or []) > 1:
+            self._buffer = deque(sorted(self._buffer, key=lambda entry: order(entry.entry_id)))
 
-    async def _accept(
-        self, key: str, found: StreamEntries, *, redelivered: bool
-    ) -> list[GroupEntry]:
-        accepted: list[GroupEntry] = []
+    async def _accept(self, key: str, found: StreamEntries, *, delivery_count: int) -> None:
         topic = self._topics[key]
+        now = time.monotonic()
         for entry_id, fields in found:
-            if fields is None:  # trimmed while it was pending
-                self.trimmed[topic] += 1
-                await self._client.xack(key, self.group, entry_id)
+            if fields is None:
+                await self._drop_trimmed(key, entry_id)
                 continue
+            data = fields.get(MESSAGE_FIELD.encode())
             try:
-                message = decode(_envelope(key, fields), topic=topic)
+                if data is None:
+                    raise MessageError(f"an entry of {key} has no field {MESSAGE_FIELD!r}")
+                message = decode(data, topic=topic)
             except MessageError as error:
-                await self._bury(key, entry_id, fields, str(error))
-                continue
-            count = await self._delivery_count(key, entry_id) if redelivered else 1
-            now = time.monotonic()
-            self._held[topic, entry_id] = now
-            accepted.append(
-                GroupEntry(
-                    topic=topic,
-                    entry_id=entry_id,
-                    message=message,
-                    delivery_count=count,
-                    read_at=now,
+                await self._file(
+                    key, entry_id, data or b"", str(error), delivery_count=delivery_count
                 )
+                continue
+            entry = GroupEntry(
+                key=key,
+                topic=topic,
+                entry_id=entry_id,
+                message=message,
+                data=data,
+                delivery_count=delivery_count,
+                held_since=now,
             )
-        return accepted
+            self._held[key, entry_id] = entry
+            self._buffer.append(entry)
+
+    async def _drop_trimmed(self, key: str, entry_id: bytes) -> None:
+        self.watch.trimmed[self._topics[key]] += 1
+        await self._client.xack(key, self.group, entry_id)
 
     async def _delivery_count(self, key: str, entry_id: bytes) -> int:
         found = await self._client.xpending_range(
@@ -269,52 +321,15 @@ class GroupReader:
         )
         return found[0]["times_delivered"] if found else 1
 
-    async def _bury(self, key: str, entry_id: bytes, fields: Fields, reason: str) -> None:
-        """Move an entry that is no message to the dead letters, so that the group goes on."""
-        _log.error("undecodable message", key=key, entry_id=entry_id.decode(), reason=reason)
-        pipeline = self._client.pipeline(transaction=False)
-        letter: dict[str, str | bytes] = {
-            "key": key,
-            "group": self.group,
-            "entry_id": entry_id,
-            "reason": reason,
-            MESSAGE_FIELD: fields.get(MESSAGE_FIELD.encode(), b""),
-        }
-        dead_letters = f"{self._options.prefix}:dead-letters"
-        pipeline.xadd(dead_letters, letter, maxlen=_MAX_DEAD_LETTERS, approximate=True)
-        pipeline.xack(key, self.group, entry_id)
-        await pipeline.execute(raise_on_error=True)
-
-
-def num_trimmed(stream: Mapping[str, object], group: Mapping[str, object]) -> int:
-    """Return how many entries of a stream were trimmed before a group had read them.
-
-    Exact from Redis 7 on. Redis 6 does not count entries, so a full stream that begins after the
-    group's position counts as one.
-
-    Args:
-        stream: the server's answer to XINFO STREAM.
-        group: its answer to XINFO GROUPS for this group, asked afterwards.
-
-    """
-    first = cast("tuple[bytes, object] | None", stream.get("first-entry"))
-    position = cast("bytes", group["last-delivered-id"])
-    if first is not None and _order(first[0]) <= _order(position):
-        return 0
-    length = cast("int", stream["length"])
-    added, read = stream.get("entries-added"), group.get("entries-read")
-    if isinstance(added, int) and isinstance(read, int):
-        return max(0, added - read - length)
-    return int(length >= MAX_BACKLOG)
-
-
-def _envelope(key: str, fields: Fields) -> bytes:
-    try:
-        return fields[MESSAGE_FIELD.encode()]
-    except KeyError:
-        raise MessageError(f"an entry of {key} has no field {MESSAGE_FIELD!r}") from None
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition(b"-")
-    return int(milliseconds), int(number)
+    async def _file(
+        self, key: str, entry_id: bytes, data: bytes, reason: str, *, delivery_count: int
+    ) -> None:
+        failed = Failed(
+            topic=self._topics[key],
+            group=self.group,
+            entry_id=entry_id,
+            delivery_count=delivery_count,
+            data=data,
+            reason=reason,
+        )
+        await file_letter(self._client, self._options, failed)

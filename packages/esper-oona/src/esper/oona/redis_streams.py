@@ -1,39 +1,32 @@
 """The bus between processes: `redis://` and `rediss://`, one stream per topic.
 
-Publishes directly or through the outbox; consumers read through a `GroupReader`. What is queued or
+Publishes directly or through the outbox; consumers read through a `RedisConsumer`. What is queued or
 unread survives a dropped connection; what is unread survives a server that keeps its data.
 """
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.contracts import (
-    BackendUnavailableError,
-    ConfigError,
-    OonaMessage,
-    Payload,
-    TopicNames,
-    get_logger,
-    seal,
-)
-from esper.oona.delivery import MAX_BACKLOG, BusDelivery, encode
+from esper.contracts import DeadLetter, OonaMessage, Payload, TopicNames, get_logger, seal
+from esper.oona.delivery import MAX_BACKLOG, BusDelivery, check_subscription, encode
 from esper.oona.options import RedisOptions
-from esper.oona.outbox import Entry, Outbox, OutboxQueue, Outcome, backoff
-from esper.oona.redis_client import DRIVER_ERRORS, Commands, connect, is_passing, unavailable
-from esper.oona.redis_group import (
-    MESSAGE_FIELD,
-    GroupEntry,
-    GroupReader,
-    create_group,
-    remove_group,
-    stream_key,
+from esper.oona.outbox import Entry, Outbox, OutboxQueue, Outcome
+from esper.oona.redis_client import (
+    DRIVER_ERRORS,
+    PATIENCE_SECONDS,
+    Commands,
+    connect,
+    is_passing,
+    not_open,
+    patiently,
+    unavailable,
 )
+from esper.oona.redis_consumer import RedisConsumer
+from esper.oona.redis_group import GroupEntry, create_group, remove_group
+from esper.oona.redis_letters import MESSAGE_FIELD, list_letters, requeue_letter, stream_key
 
-_PATIENCE_SECONDS = 10.0
-"""For how long publishing, acknowledging and group changes wait out an outage."""
 _CLOSE_SECONDS = 3.0
 
 _log = get_logger(__name__)
@@ -59,7 +52,7 @@ class RedisBus:
     def __init__(self, options: RedisOptions, *, outbox_queue: OutboxQueue | None = None) -> None:
         self._options = options
         self._client: Commands | None = None
-        self._readers: set[GroupReader] = set()
+        self._consumers: set[RedisConsumer] = set()
         self._trimmed: Counter[TopicNames] = Counter()
         """What the readers that are done had counted."""
         self._outbox = Outbox(self._send, outbox_queue or OutboxQueue())
@@ -85,14 +78,14 @@ class RedisBus:
         await self._outbox.close(_CLOSE_SECONDS)
         client, self._client = self._client, None
         if client is not None:
-            await asyncio.gather(*(reader.release() for reader in self._readers))
+            await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
             await client.aclose()
 
     async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
         """Publish, after what was queued before, and return the envelope once the server has it."""
         client = self._opened()
         message = seal(payload, sender_id=sender_id, trace_id=trace_id)
-        await self._outbox.flush(_PATIENCE_SECONDS)
+        await self._outbox.flush(PATIENCE_SECONDS)
         key, fields = stream_key(self._options, message.topic), {MESSAGE_FIELD: encode(message)}
         await self._patiently(
             lambda: client.xadd(key, fields, maxlen=MAX_BACKLOG, approximate=True)
@@ -131,96 +124,66 @@ class RedisBus:
             await self._patiently(lambda key=key: remove_group(client, key, group))
 
     async def subscribe(
-        self, topics: Collection[TopicNames], *, group: str, consumer: str
-    ) -> AsyncGenerator[BusDelivery]:
+        self,
+        topics: Collection[TopicNames],
+        *,
+        group: str,
+        consumer: str,
+        prefetch: int = 1,
+    ) -> AsyncGenerator[BusDelivery[GroupEntry]]:
         """Yield messages for `group`; waits out outages.
 
         What is not acknowledged when the iterator is closed is delivered to others soon; entries
         that are no messages go to the stream `prefix:dead-letters`.
         """
         client = self._opened()
-        if not topics:
-            raise ConfigError(
-                f"consumer {consumer!r} subscribes to no topics; expected at least one"
-            )
-        reader = GroupReader(client, self._options, topics, group=group, consumer=consumer)
-        self._readers.add(reader)
+        check_subscription(topics, consumer, prefetch)
+        reading = RedisConsumer(
+            client,
+            self._options,
+            topics,
+            group=group,
+            consumer=consumer,
+            prefetch=prefetch,
+            is_open=lambda: self._client is client,
+        )
+        self._consumers.add(reading)
         try:
-            while self._client is client:
-                for entry in await self._read(reader, client):
-                    if reader.is_overdue(entry):
-                        break  # it comes again, to this consumer or to another
-                    yield self._delivery(client, reader, entry)
+            while self._client is client and (delivery := await reading.next()):
+                yield delivery
         finally:
-            self._readers.discard(reader)
-            self._trimmed += reader.trimmed
+            self._consumers.discard(reading)
             if self._client is client:
-                await reader.release()
+                await reading.stop()
+            self._trimmed += reading.reader.watch.trimmed
+
+    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
+        """Return what was set aside, by any group, oldest first."""
+        client = self._opened()
+        return await self._patiently(lambda: list_letters(client, self._options, limit))
+
+    async def requeue(self, letter_id: str) -> None:
+        """Hand a dead letter to its group once more. Raises `NotFoundError`."""
+        client = self._opened()
+        await self._patiently(lambda: requeue_letter(client, self._options, letter_id))
+        for consumer in self._consumers:
+            consumer.reader.look_soon()
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
         """Messages not known to have arrived, or trimmed before a group here had read them, by topic."""
         lost = Counter(self._outbox.lost) + self._trimmed
-        for reader in self._readers:
-            lost += reader.trimmed
+        for consumer in self._consumers:
+            lost += consumer.reader.watch.trimmed
         return MappingProxyType(lost)
 
     def _opened(self) -> Commands:
         if self._client is None:
-            raise BackendUnavailableError(
-                f"the bus at {self._options.address} is not open; await open() first"
-            )
+            raise not_open(self._options)
         return self._client
 
-    async def _read(self, reader: GroupReader, client: Commands) -> list[GroupEntry]:
-        """Read once, however long the outage before it."""
-        pauses = backoff()
-        reported = False
-        while self._client is client:
-            try:
-                entries = await reader.read()
-            except DRIVER_ERRORS as error:
-                if self._client is not client:
-                    break
-                if not is_passing(error):
-                    raise unavailable(self._options, error) from error
-                if not reported:
-                    _log.warning(
-                        "consumer waits for the bus", group=reader.group, reason=str(error)
-                    )
-                    reported = True
-                await asyncio.sleep(next(pauses))
-            else:
-                if reported:
-                    _log.warning("consumer is connected again", group=reader.group)
-                return entries
-        return []
-
-    def _delivery(self, client: Commands, reader: GroupReader, entry: GroupEntry) -> BusDelivery:
-        async def acknowledge() -> None:
-            key = stream_key(self._options, entry.topic)
-            await self._patiently(lambda: client.xack(key, reader.group, entry.entry_id))
-            reader.forget(entry)
-
-        return BusDelivery(
-            message=entry.message,
-            delivery_count=entry.delivery_count,
-            acknowledge=acknowledge,
-        )
-
-    async def _patiently(self, call: Callable[[], Awaitable[object]]) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        pauses = backoff()
-        while True:
-            self._opened()
-            try:
-                await call()
-            except DRIVER_ERRORS as error:
-                if not is_passing(error) or time.monotonic() > deadline:
-                    raise unavailable(self._options, error) from error
-                await asyncio.sleep(next(pauses))
-            else:
-                return
+    async def _patiently[T](self, call: Callable[[], Awaitable[T]]) -> T:
+        return await patiently(self._options, call, is_open=lambda: self._client is not None)
 
     async def _send(self, batch: Sequence[Entry]) -> Outcome:
         pipeline = self._opened().pipeline(transaction=False)

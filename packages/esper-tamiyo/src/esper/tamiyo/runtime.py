@@ -308,7 +308,9 @@ class Runtime:
 
     async def _listen(self) -> None:
         """Count every message of this run and keep those that the training thread waits for."""
-        subscription = self._bus.subscribe(TopicNames, group=self._group(SENDER), consumer=SENDER)
+        subscription = self._bus.subscribe(
+            TopicNames, group=self._group(SENDER), consumer=SENDER, prefetch=100
+        )
         async with aclosing(subscription):
             async for delivery in subscription:
                 if delivery.message.trace_id == self.run_id and self._is_new(delivery):

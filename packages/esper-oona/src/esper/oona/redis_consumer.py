@@ -1,0 +1,200 @@
+"""One subscription over Redis: hands out what a `GroupReader` reads, tells the server what became of it.
+
+`RedisBus.subscribe` iterates it. Waits out outages, acknowledges in batches, and is never cancelled in
+the middle of a command: what the server hands to a reader that is being closed is given back too.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+
+from esper.contracts import TopicNames, get_logger
+from esper.oona.delivery import BusDelivery
+from esper.oona.options import RedisOptions
+from esper.oona.outbox import backoff
+from esper.oona.redis_client import (
+    DRIVER_ERRORS,
+    Commands,
+    connect,
+    is_passing,
+    patiently,
+    unavailable,
+)
+from esper.oona.redis_group import GroupEntry, GroupReader
+
+_ACKS = 100
+"""Acknowledgements that are sent together at the latest."""
+_RELEASE_SECONDS = 2.0
+_SHORTEST_PAUSE_SECONDS = 0.01
+_UNBLOCK_SECONDS = 0.05
+"""Between two tries to end a blocking read; the first may come just before the read does."""
+
+_log = get_logger(__name__)
+
+
+class RedisConsumer:
+    """One consumer of one group; implements `Holder` for its deliveries."""
+
+    def __init__(
+        self,
+        client: Commands,
+        options: RedisOptions,
+        topics: Collection[TopicNames],
+        *,
+        group: str,
+        consumer: str,
+        prefetch: int,
+        is_open: Callable[[], bool],
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._is_bus_open = is_open
+        self._blocking = connect(options, max_connections=1)
+        self._blocking_id: int | None = None
+        self._prefetch = prefetch
+        self.reader = GroupReader(
+            client,
+            self._blocking,
+            options,
+            topics,
+            group=group,
+            consumer=consumer,
+            prefetch=prefetch,
+        )
+        self._acks: dict[str, list[bytes]] = {}
+        self._num_acks = 0
+        self._fetching: asyncio.Task[GroupEntry | None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._is_stopped = False
+
+    @property
+    def renew_every_seconds(self) -> float:
+        """How often a hold is renewed."""
+        return self._options.reclaim_after_seconds / 3
+
+    async def next(self) -> BusDelivery[GroupEntry] | None:
+        """Return the next message, however long it takes; None once the consumer is stopped."""
+        entry = None if self._is_stopped else self.reader.pop()
+        if entry is None:
+            self._fetching = asyncio.create_task(self._fetch(), name="oona-fetch")
+            entry = await asyncio.shield(self._fetching)
+        if entry is None:
+            return None
+        return BusDelivery(entry.message, entry.delivery_count, entry=entry, holder=self)
+
+    async def stop(self) -> None:
+        """End reading, acknowledge what is noted, let others have the rest at once.
+
+        Best effort: where the server is away, they get it when it is overdue.
+        """
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._end_fetching()
+                await self._send_acks()
+                await self.reader.release()
+        except DRIVER_ERRORS as error:
+            _log.warning("messages stay with a closed consumer", reason=str(error))
+        finally:
+            for task in (self._fetching, self._housekeeping):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait({task})
+            with suppress(*DRIVER_ERRORS):
+                await self._blocking.aclose()
+
+    async def acknowledge(self, entry: GroupEntry) -> None:
+        """Note that the message was handled; with a prefetch, the server is told a little later."""
+        self.reader.forget(entry)
+        if self._prefetch == 1 or self._is_stopped:
+            await self._patiently(
+                lambda: self._client.xack(entry.key, self.reader.group, entry.entry_id)
+            )
+            return
+        self._acks.setdefault(entry.key, []).append(entry.entry_id)
+        self._num_acks += 1
+        if self._num_acks >= _ACKS:
+            with suppress(*DRIVER_ERRORS):  # noted all the same; the next read waits the outage out
+                await self._send_acks()
+
+    async def give_back(self, entry: GroupEntry, *, delay_seconds: float, counted: bool) -> None:
+        """Let the group have it again after the delay."""
+        await self._patiently(
+            lambda: self.reader.give_back(entry, delay_seconds=delay_seconds, counted=counted)
+        )
+
+    async def bury(self, entry: GroupEntry, reason: str) -> None:
+        """Move it to the dead letters."""
+        await self._patiently(lambda: self.reader.bury(entry, reason))
+
+    async def renew(self, entry: GroupEntry) -> None:
+        """Renew the hold; without a server, nobody else can have the message either."""
+        with suppress(*DRIVER_ERRORS):
+            await self.reader.renew(entry)
+
+    async def _patiently(self, call: Callable[[], Awaitable[object]]) -> None:
+        await patiently(self._options, call, is_open=self._is_bus_open)
+
+    async def _fetch(self) -> GroupEntry | None:
+        """Read until there is something, however long the outages."""
+        if self._housekeeping is None:
+            self._housekeeping = asyncio.create_task(self._keep_house(), name="oona-house")
+        pauses, reported = backoff(), False
+        while not self._is_stopped:
+            try:
+                if self._blocking_id is None:
+                    self._blocking_id = await self._blocking.client_id()
+                await self._send_acks()
+                await self.reader.fetch()
+            except DRIVER_ERRORS as error:
+                self._blocking_id = None
+                if self._is_stopped:
+                    break
+                if not is_passing(error):
+                    raise unavailable(self._options, error) from error
+                if not reported:
+                    reported = True
+                    _log.warning(
+                        "consumer waits for the bus", group=self.reader.group, reason=str(error)
+                    )
+                await asyncio.sleep(next(pauses))
+                continue
+            if reported:
+                _log.warning("consumer is connected again", group=self.reader.group)
+                pauses, reported = backoff(), False
+            if not self._is_stopped and (entry := self.reader.pop()):
+                return entry
+        return None
+
+    async def _end_fetching(self) -> None:
+        """Have the server end a blocking read, so that nothing is handed to nobody."""
+        while self._fetching is not None and not self._fetching.done():
+            if self._blocking_id is None:
+                return  # it waits out an outage
+            await self._client.client_unblock(self._blocking_id)
+            await asyncio.wait({self._fetching}, timeout=_UNBLOCK_SECONDS)
+
+    async def _send_acks(self) -> None:
+        if not self._num_acks:
+            return
+        acks, self._acks, self._num_acks = self._acks, {}, 0
+        pipeline = self._client.pipeline(transaction=False)
+        for key, ids in acks.items():
+            pipeline.xack(key, self.reader.group, *ids)
+        try:
+            await pipeline.execute(raise_on_error=True)
+        except BaseException:  # cancelled too: acknowledging twice is harmless, forgetting is not
+            for key, ids in acks.items():
+                self._acks.setdefault(key, []).extend(ids)
+                self._num_acks += len(ids)
+            raise
+
+    async def _keep_house(self) -> None:
+        """Do what must not wait for a slow handler."""
+        while not self._is_stopped:
+            await asyncio.sleep(max(self.reader.pause_seconds, _SHORTEST_PAUSE_SECONDS))
+            with suppress(*DRIVER_ERRORS):  # the next read waits the outage out
+                await self._send_acks()
+                await self.reader.release_stale()
