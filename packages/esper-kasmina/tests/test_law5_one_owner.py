@@ -260,6 +260,33 @@ def test_an_optimizer_that_cannot_follow_is_refused(
         wrap(model).attach(make(list((model if of_host else mlp()).parameters())))
 
 
+def test_an_optimizer_with_the_state_in_another_inside_it_is_refused_for_that_one() -> None:
+    """As Lookahead of timm is made: an undo that restored the outer one's state would restore nothing."""
+
+    class Lookahead(optim.Optimizer):
+        def __init__(self, base: optim.Optimizer) -> None:
+            super().__init__(base.param_groups, base.defaults)
+            self.base = base
+
+        def step(self, closure: Any = None) -> Any:
+            return self.base.step(closure)
+
+    class Prepared(Lookahead):
+        """As those are that hand on to the optimizer inside them."""
+
+        def __init__(self, base: optim.Optimizer) -> None:
+            super().__init__(base)
+            self.state = base.state
+
+    model = mlp()
+    base = optim.Adam(model.parameters())
+    with pytest.raises(HostError, match="Lookahead keeps its state in the Adam inside it"):
+        wrap(model).attach(Lookahead(base))
+    model = mlp()
+    base = optim.Adam(model.parameters())
+    wrap(model).attach(Prepared(base))
+
+
 def test_a_scheduler_that_cannot_be_restored_is_refused() -> None:
     model = mlp()
     with pytest.raises(HostError, match="object has no state_dict"):

@@ -52,6 +52,12 @@ def check_optimizer(optimizer: object, host: nn.Module) -> torch.optim.Optimizer
             f"{type(optimizer).__name__} {reason} and cannot follow a host that grows; "
             "use for example AdamW or SGD"
         )
+    for inner in vars(optimizer).values():
+        if isinstance(inner, torch.optim.Optimizer) and inner.state is not optimizer.state:
+            raise HostError(
+                f"{type(optimizer).__name__} keeps its state in the {type(inner).__name__} inside it, so "
+                "that an undo could not restore it; pass that one"
+            )
     counts = Counter(id(p) for group in groups_of(optimizer) for p in group["params"])
     if not any(id(p) in counts for p in host.parameters()):
         raise HostError(
