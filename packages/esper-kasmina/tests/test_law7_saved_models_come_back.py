@@ -264,7 +264,7 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
             lambda: nn.Sequential(
                 nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)
             ),
-            r"4\.bias: the host has \(4,\), saved is \(3,\)",
+            r"4\.bias: the host has float32 \(4,\), saved is float32 \(3,\)",
         ),
     ],
 )

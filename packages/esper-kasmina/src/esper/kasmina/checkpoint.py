@@ -147,7 +147,8 @@ def write(
 
     Raises:
         ConfigError: if the folder holds a saved model.
-        HostError: if something in the run's state cannot be written, and what.
+        HostError: if something in the run's state cannot be written, and what; or if another process
+            is writing there.
         OSError: if the folder cannot be written; what was there before stays usable.
 
     """
@@ -169,18 +170,19 @@ def write(
         content_sha256=UNSEALED,
     )
     manifest = seal(draft)
-    moment = folder / name
-    moment.mkdir(parents=True)
-    try:
-        for file, data in contents.items():
-            files.write_atomically(moment / file, data)
-        # From here on this is the current moment.
-        text = text_of(manifest)
-        files.write_atomically(folder / MANIFEST_FILE, text.encode())
-    except BaseException:
-        shutil.rmtree(moment, ignore_errors=True)
-        raise
-    _clear(folder, keep=name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.only_writer(folder):
+        moment = folder / name
+        moment.mkdir()
+        try:
+            for file, data in contents.items():
+                files.write_atomically(moment / file, data)
+        except BaseException:
+            shutil.rmtree(moment, ignore_errors=True)
+            raise
+        # From here on the manifest may name this moment, whatever is raised: it stays.
+        files.write_atomically(folder / MANIFEST_FILE, text_of(manifest).encode())
+        _clear(folder, keep=name)
 
 
 def is_in(folder: Path) -> bool:

@@ -119,7 +119,7 @@ def _check_host(
     """Pass silently if `state` belongs to `model` grown as the lineage says; touches nothing."""
     problems = list(found.problems)
     sites = {site.layer_id: site for site in found.sites}
-    expected = {n: tuple(v.shape) for n, v in state_of(model).items() if not is_graft_name(n)}
+    expected = {n: _form(v) for n, v in state_of(model).items() if not is_graft_name(n)}
     for record in lineage.grafts:
         site = sites.get(record.layer_id)
         if problem := _graft_problem(record, site):
@@ -127,8 +127,8 @@ def _check_host(
         elif site is not None:
             child = child_name(record.seed_idx, site.num_seeds)
             prefix = f"{record.site}.{child}." if record.site else f"{child}."
-            expected |= {n: tuple(v.shape) for n, v in state.items() if n.startswith(prefix)}
-    saved = {name: tuple(value.shape) for name, value in state.items()}
+            expected |= {n: _form(v) for n, v in state.items() if n.startswith(prefix)}
+    saved = {name: _form(value) for name, value in state.items()}
     for name in sorted(expected.keys() | saved.keys()):
         if expected.get(name) != saved.get(name):
             problems.append(
@@ -141,6 +141,11 @@ def _check_host(
             + "\n- ".join(problems[:8])
             + rest
         )
+
+
+def _form(value: Tensor) -> str:
+    """Return type and shape in words: a block runs in the type that it was saved in."""
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def _graft_problem(record: GraftRecord, site: Site | None) -> str | None:

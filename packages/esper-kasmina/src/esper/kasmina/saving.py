@@ -26,7 +26,7 @@ from esper.contracts import (
     Site,
     canonical_json,
 )
-from esper.kasmina.files import write_atomically
+from esper.kasmina.files import write_together
 from esper.kasmina.sealed import UNSEALED, read_sealed, seal, text_of
 from esper.kasmina.seed import GRAFTED, Seed
 
@@ -111,17 +111,18 @@ def write(folder: Path, model: nn.Module, sites: Sequence[Site], seeds: Collecti
     if (folder / MANIFEST_FILE).exists():
         raise ConfigError(f"{folder} holds a checkpoint; choose another folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in render(model, sites, seeds).items():
-        write_atomically(folder / name, data)
+    write_together(folder, render(model, sites, seeds))
 
 
 def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> dict[str, bytes]:
     """Return the bytes of each file that `write` writes, by name.
 
     Raises:
-        HostError: if the host's state holds something other than tensors.
+        HostError: if the host's state holds something other than tensors, or the bed was unwrapped.
 
     """
+    if not sites:
+        raise HostError("this bed was unwrapped; wrap() the host again before it is saved")
     # Clones, because safetensors refuses tensors that share memory, as tied weights do. The fresh
     # host ties its own again.
     state = {name: value.cpu().clone().contiguous() for name, value in state_of(model).items()}
