@@ -18,6 +18,7 @@ from kasmina_stranger import CALLS, OPTIONS, ask_stranger
 from safetensors.torch import save_file
 from torch import Tensor
 
+from esper.contracts import HostError
 from esper.kasmina import ExportManifest, wrap
 
 for package in ("timm", "torchvision", "transformers"):
@@ -70,3 +71,13 @@ def test_an_export_answers_as_the_host_does_without_the_packages(
     assert (program.requires, program.notes) == ((), ())
     assert program.axes[0].least == 1  # any number of samples
     assert program.axes[0].most is None
+
+
+def test_a_model_that_answers_with_its_cache_is_told_how_to_leave_it_out(tmp_path: Path) -> None:
+    host = zoo.HOSTS["gpt2"]
+    bed = wrap(host.make(), example=host.batch(0))
+    with pytest.raises(
+        HostError, match=r"returns a DynamicCache.*\(use_cache=False, for example\)"
+    ):
+        bed.export(tmp_path, host.batch(0))
+    assert list(tmp_path.iterdir()) == []

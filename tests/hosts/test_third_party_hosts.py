@@ -189,3 +189,26 @@ def test_a_culled_block_beside_one_that_was_kept_leaves_no_trace(name: str, way:
     assert life.seen() != before
     order(life.bed, S.CULLED, seed_id=(0, 0))
     assert life.seen() == before
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("blueprint", "mixes_tokens"), [("gated_mlp", False), ("causal_attention", True)]
+)
+def test_a_cache_of_earlier_tokens_suits_blocks_that_do_not_mix_tokens(
+    name: str, blueprint: str, mixes_tokens: bool
+) -> None:
+    """A block sees the tokens of one call; with a cache that is one token at a time."""
+    life = begin(name, "layers")
+    life.grow(TO_FOSSILIZED, site=life.site, name=blueprint)
+    life.model.eval()
+    model: Any = life.model
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    options |= {"eos_token_id": None, "return_dict_in_generate": True, "output_scores": True}
+    cached, fresh = (
+        torch.stack(
+            model.generate(**life.host.batch(99), use_cache=use_cache, **options).scores[:2]
+        )
+        for use_cache in (True, False)
+    )
+    assert torch.allclose(cached, fresh, atol=1e-6) == (not mixes_tokens)
