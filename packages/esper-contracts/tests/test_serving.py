@@ -85,6 +85,14 @@ class ShortBus:
         self.published.append(payload)
         return seal(payload, sender_id=sender_id, trace_id=trace_id)
 
+    async def publish_many(
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+    ) -> Sequence[str]:
+        return [
+            (await self.publish(p, sender_id=sender_id, trace_id=trace_id)).event_id
+            for p in payloads
+        ]
+
     def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None: ...
 
     async def flush(self, timeout_seconds: float) -> bool:

@@ -88,7 +88,9 @@ async def test_batch_is_sent_again_until_it_arrives_and_order_is_kept() -> None:
 
 async def test_refused_messages_are_counted_once() -> None:
     async def send(batch: Sequence[Entry]) -> Outcome:
-        return Outcome(again=[], refused=[entry for entry in batch if entry.topic is HEALTH])
+        return Outcome(
+            again=[], refused=[(e, ValueError("no")) for e in batch if e.topic is HEALTH]
+        )
 
     outbox = Outbox(send, OutboxQueue())
     outbox.start()

@@ -103,6 +103,17 @@ class Bus(Protocol):
         """Send `payload` on its topic and return the envelope once the bus has it."""
         ...
 
+    async def publish_many(
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+    ) -> Sequence[str]:
+        """Send all of them, in order, and return their event ids once the bus has every one.
+
+        Raises:
+            MessageError: if no topic carries one of them; then none is sent.
+
+        """
+        ...
+
     def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
         """Queue `payload` and return at once, from any thread.
 

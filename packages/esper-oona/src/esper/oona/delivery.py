@@ -5,9 +5,10 @@ its bus (a `Holder`) what became of the message.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import ValidationError
 
@@ -20,9 +21,12 @@ from esper.contracts import (
     Payload,
     TopicNames,
     get_logger,
+    topic_of,
     unseal,
 )
+from esper.contracts.base import new_id, utc_now
 
+SCHEMA_VERSION = "1.0"
 MAX_DEAD_LETTERS = 10_000
 """Letters kept; beyond it the oldest go."""
 MAX_BACKLOG = 100_000
@@ -34,6 +38,35 @@ _log = get_logger(__name__)
 def encode(message: OonaMessage) -> bytes:
     """Return the envelope as JSON in UTF-8."""
     return message.model_dump_json().encode()
+
+
+class Packed(NamedTuple):
+    """A message ready for the bus."""
+
+    topic: TopicNames
+    event_id: str
+    data: bytes
+
+
+def pack(payload: Payload, *, sender_id: str, trace_id: str) -> Packed:
+    """Return what `encode(seal(…))` would, several times faster: the payload is valid already.
+
+    Raises:
+        MessageError: if no topic carries the payload, or sender or trace is empty.
+
+    """
+    topic = topic_of(payload)
+    if not sender_id or not trace_id:
+        raise MessageError(
+            f"a message needs a sender and a trace; got {sender_id!r} and {trace_id!r}"
+        )
+    event_id = new_id()
+    head = (
+        f'{{"event_id":"{event_id}","sender_id":{json.dumps(sender_id)},'
+        f'"timestamp":"{utc_now().isoformat()}","trace_id":{json.dumps(trace_id)},'
+        f'"topic":"{topic.value}","schema_version":"{SCHEMA_VERSION}","payload":'
+    )
+    return Packed(topic, event_id, f"{head}{payload.model_dump_json()}}}".encode())
 
 
 def decode(data: bytes, *, topic: TopicNames) -> OonaMessage:

@@ -25,6 +25,7 @@ from esper.oona.delivery import (
     check_subscription,
     decode,
     encode,
+    pack,
     unknown_letter,
 )
 from esper.oona.options import MemoryOptions
@@ -81,6 +82,17 @@ class MemoryBus:
         await asyncio.sleep(0)  # as with a real server, others get their turn
         return message
 
+    async def publish_many(
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+    ) -> Sequence[str]:
+        """Publish all of them, in order, and return their event ids."""
+        broker = self._opened()
+        packed = [pack(payload, sender_id=sender_id, trace_id=trace_id) for payload in payloads]
+        for message in packed:
+            broker.publish(message.topic, message.data)
+        await asyncio.sleep(0)
+        return [message.event_id for message in packed]
+
     def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
         """Publish from any thread; lost only while the client is not open.
 
@@ -88,12 +100,12 @@ class MemoryBus:
             MessageError: if no topic carries such a payload.
 
         """
-        message = seal(payload, sender_id=sender_id, trace_id=trace_id)
+        message = pack(payload, sender_id=sender_id, trace_id=trace_id)
         broker = self._broker
         if broker is None:
             self._unsent.put(message.topic, b"")
         else:
-            broker.publish(message.topic, encode(message))
+            broker.publish(message.topic, message.data)
 
     async def flush(self, timeout_seconds: float) -> bool:  # noqa: ARG002
         """Return True: nothing is ever queued on the way to the broker."""

@@ -33,6 +33,40 @@ def backoff(first_seconds: float = 0.05, longest_seconds: float = 2.0) -> Iterat
         pause = min(2 * pause, longest_seconds)
 
 
+class Receipt:
+    """Lets a publisher wait until all of its messages have arrived."""
+
+    def __init__(self, num_messages: int) -> None:
+        self.is_withdrawn = False
+        """The publisher gave up: what is still queued is not sent."""
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._num_missing = num_messages
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Note that one message has arrived, or never will."""
+        self._num_missing -= 1
+        if self._done.done():
+            return
+        if error is not None:
+            self._done.set_exception(error)
+        elif not self._num_missing:
+            self._done.set_result(None)
+
+    def refuse_from_any_thread(self) -> None:
+        """Note that one message had to go because too many wait."""
+        error = BackendUnavailableError(f"more than {CAPACITY} messages wait for the bus")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._done.get_loop().call_soon_threadsafe(self.settle, error)
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Wait for all. Raises `TimeoutError`, or the first error noted."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._done
+        finally:
+            self.is_withdrawn = True
+
+
 class Entry(NamedTuple):
     """One encoded message in the queue."""
 
@@ -40,6 +74,8 @@ class Entry(NamedTuple):
     """Position in the order of arrival."""
     topic: TopicNames
     data: bytes
+    receipt: Receipt | None = None
+    """Who waits for it; None if nobody does."""
 
 
 class Outcome(NamedTuple):
@@ -47,8 +83,8 @@ class Outcome(NamedTuple):
 
     again: list[Entry]
     """Not accepted now; worth another try."""
-    refused: list[Entry]
-    """Will never be accepted."""
+    refused: list[tuple[Entry, Exception]]
+    """Will never be accepted, and why."""
 
 
 class OutboxQueue:
@@ -102,17 +138,28 @@ class OutboxQueue:
                     return False
                 dropped = (self._telemetry or self._others).popleft()
                 self._lost[dropped.topic] += 1
+                if dropped.receipt is not None:
+                    dropped.receipt.refuse_from_any_thread()
             self._sequence += 1
             entry = Entry(self._sequence, topic, data)
             (self._telemetry if is_telemetry else self._others).append(entry)
             return num_queued == 0
+
+    def put_awaited(self, messages: Sequence[tuple[TopicNames, bytes]], receipt: Receipt) -> None:
+        """Queue messages that somebody waits for; nothing is dropped for them or of them."""
+        with self._lock:
+            for topic, data in messages:
+                self._sequence += 1
+                self._others.append(Entry(self._sequence, topic, data, receipt))
 
     def take(self, limit: int) -> list[Entry]:
         """Remove and return the oldest messages, at most `limit`."""
         with self._lock:
             taken: list[Entry] = []
             while len(taken) < limit and (self._telemetry or self._others):
-                taken.append(self._older().popleft())
+                entry = self._older().popleft()
+                if entry.receipt is None or not entry.receipt.is_withdrawn:
+                    taken.append(entry)
             return taken
 
     def oldest_sequence(self) -> int | None:
@@ -123,15 +170,18 @@ class OutboxQueue:
     def count_lost(self, entries: Sequence[Entry]) -> None:
         """Count messages that were taken out but never arrived."""
         with self._lock:
-            self._lost.update(entry.topic for entry in entries)
+            self._lost.update(entry.topic for entry in entries if entry.receipt is None)
+        _refuse(entries)
 
     def abandon(self) -> None:
         """Take no more; count what is queued as lost."""
         with self._lock:
             self._open = False
-            for queue in (self._telemetry, self._others):
-                self._lost.update(entry.topic for entry in queue)
-                queue.clear()
+            queued = [*self._telemetry, *self._others]
+            self._lost.update(entry.topic for entry in queued if entry.receipt is None)
+            self._telemetry.clear()
+            self._others.clear()
+        _refuse(queued)
 
     def _older(self) -> deque[Entry]:
         if not self._telemetry:
@@ -139,6 +189,13 @@ class OutboxQueue:
         if not self._others:
             return self._telemetry
         return min(self._telemetry, self._others, key=lambda queue: queue[0].sequence)
+
+
+def _refuse(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        if entry.receipt is not None and not entry.receipt.is_withdrawn:
+            error = "the bus was closed before a message arrived; publish it again"
+            entry.receipt.settle(BackendUnavailableError(error))
 
 
 class Outbox:
@@ -161,6 +218,7 @@ class Outbox:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._progress = asyncio.Condition()
+        self._trouble = "the bus is slow"
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
@@ -180,6 +238,27 @@ class Outbox:
                 self._loop.call_soon_threadsafe(self._wake.set)
             except RuntimeError:  # the loop is closed: nobody will ever drain this queue
                 self._queue.abandon()
+
+    async def publish(
+        self, messages: Sequence[tuple[TopicNames, bytes]], timeout_seconds: float
+    ) -> None:
+        """Send messages, behind everything queued before, and wait until all have arrived.
+
+        Raises:
+            BackendUnavailableError: if that takes too long; what is not on its way is withdrawn.
+
+        """
+        if not messages:
+            return
+        receipt = Receipt(len(messages))
+        self._queue.put_awaited(messages, receipt)
+        self._wake.set()
+        try:
+            await receipt.wait(timeout_seconds)
+        except TimeoutError:
+            raise BackendUnavailableError(
+                f"a message did not arrive within {timeout_seconds:.0f} s: {self._trouble}"
+            ) from None
 
     async def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything queued so far is settled; tell whether that happened in time."""
@@ -228,16 +307,28 @@ class Outbox:
         while True:
             try:
                 outcome = await self._send(self._in_flight)
-                trouble = "the server takes no messages at the moment"
-                self._queue.count_lost(outcome.refused)
+                self._trouble = "the server takes no messages at the moment"
+                self._settle(outcome)
                 self._in_flight = outcome.again
             except BackendUnavailableError as error:
-                trouble = str(error)
+                self._trouble = str(error)
             if not self._in_flight:
                 break
             if not reported:
-                _log.warning("messages wait for the bus", reason=trouble)
+                _log.warning("messages wait for the bus", reason=self._trouble)
                 reported = True
             await asyncio.sleep(next(pauses))
         if reported:
             _log.warning("the bus takes messages again")
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Tell those who wait; count what nobody waits for and will never arrive."""
+        open_sequences = {entry.sequence for entry in outcome.again}
+        for entry, error in outcome.refused:
+            open_sequences.add(entry.sequence)
+            if entry.receipt is not None:
+                entry.receipt.settle(error)
+        self._queue.count_lost([e for e, _ in outcome.refused if e.receipt is None])
+        for entry in self._in_flight:
+            if entry.receipt is not None and entry.sequence not in open_sequences:
+                entry.receipt.settle()

@@ -41,6 +41,9 @@ _MAX_CONNECTIONS = 10_000
 PATIENCE_SECONDS = 10.0
 """For how long publishing, acknowledging and group changes wait out an outage."""
 
+PASSING_CODES = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "OOM", "READONLY", "LOADING")
+"""What errors begin with that pass: a full disk or memory, a failover."""
+
 type Fields = dict[bytes, bytes]
 type StreamEntries = list[tuple[bytes, Fields | None]]
 """`(id, fields)`; the fields are None for a pending entry that was trimmed away."""
@@ -165,7 +168,7 @@ def is_passing(error: Exception) -> bool:
         return False
     if isinstance(error, ResponseError):
         return isinstance(error, (ReadOnlyError, OutOfMemoryError)) or str(error).startswith(
-            ("MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
+            PASSING_CODES
         )
     return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError))
 

@@ -29,6 +29,9 @@ _SHORTEST_PAUSE_SECONDS = 0.01
 _UNBLOCK_SECONDS = 0.05
 """Between two tries to end a blocking read; the first may come just before the read does."""
 
+_CONNECT_TRIES = 3
+"""For how many of these pauses a reader may still be connecting when it is stopped."""
+
 _log = get_logger(__name__)
 
 
@@ -98,12 +101,15 @@ class RedisConsumer:
         except DRIVER_ERRORS as error:
             _log.warning("messages stay with a closed consumer", reason=str(error))
         finally:
-            for task in (self._fetching, self._housekeeping):
-                if task is not None:
-                    task.cancel()
-                    await asyncio.wait({task})
-            with suppress(*DRIVER_ERRORS):
-                await self._blocking.aclose()
+            tasks = {task for task in (self._fetching, self._housekeeping) if task is not None}
+            for task in tasks:
+                task.cancel()
+            try:
+                if tasks:
+                    await asyncio.wait(tasks)
+            finally:  # also if the loop ends and cancels us: the connection is ours to close
+                with suppress(*DRIVER_ERRORS):
+                    await self._blocking.aclose()
 
     async def acknowledge(self, entry: GroupEntry) -> None:
         """Note that the message was handled; with a prefetch, the server is told a little later."""
@@ -170,10 +176,13 @@ class RedisConsumer:
 
     async def _end_fetching(self) -> None:
         """Have the server end a blocking read, so that nothing is handed to nobody."""
+        num_tries = 0
         while self._fetching is not None and not self._fetching.done():
-            if self._blocking_id is None:
+            if self._blocking_id is not None:
+                await self._client.client_unblock(self._blocking_id)
+            elif num_tries >= _CONNECT_TRIES:
                 return  # it waits out an outage
-            await self._client.client_unblock(self._blocking_id)
+            num_tries += 1
             await asyncio.wait({self._fetching}, timeout=_UNBLOCK_SECONDS)
 
     async def _send_acks(self) -> None:

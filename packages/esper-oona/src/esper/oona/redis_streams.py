@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from types import MappingProxyType
 
 from esper.contracts import DeadLetter, OonaMessage, Payload, TopicNames, get_logger, seal
-from esper.oona.delivery import MAX_BACKLOG, BusDelivery, check_subscription, encode
+from esper.oona.delivery import BusDelivery, check_subscription, encode, pack
 from esper.oona.options import RedisOptions
 from esper.oona.outbox import Entry, Outbox, OutboxQueue, Outcome
 from esper.oona.redis_client import (
@@ -18,14 +18,14 @@ from esper.oona.redis_client import (
     PATIENCE_SECONDS,
     Commands,
     connect,
-    is_passing,
     not_open,
     patiently,
     unavailable,
 )
 from esper.oona.redis_consumer import RedisConsumer
 from esper.oona.redis_group import GroupEntry, create_group, remove_group
-from esper.oona.redis_letters import MESSAGE_FIELD, list_letters, requeue_letter, stream_key
+from esper.oona.redis_letters import list_letters, requeue_letter, stream_key
+from esper.oona.redis_producer import RedisProducer
 
 _CLOSE_SECONDS = 3.0
 
@@ -55,6 +55,7 @@ class RedisBus:
         self._consumers: set[RedisConsumer] = set()
         self._trimmed: Counter[TopicNames] = Counter()
         """What the readers that are done had counted."""
+        self._producer = RedisProducer(options)
         self._outbox = Outbox(self._send, outbox_queue or OutboxQueue())
 
     async def open(self) -> None:
@@ -83,27 +84,31 @@ class RedisBus:
 
     async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
         """Publish, after what was queued before, and return the envelope once the server has it."""
-        client = self._opened()
+        self._opened()
         message = seal(payload, sender_id=sender_id, trace_id=trace_id)
-        await self._outbox.flush(PATIENCE_SECONDS)
-        key, fields = stream_key(self._options, message.topic), {MESSAGE_FIELD: encode(message)}
-        await self._patiently(
-            lambda: client.xadd(key, fields, maxlen=MAX_BACKLOG, approximate=True)
-        )
+        await self._outbox.publish([(message.topic, encode(message))], PATIENCE_SECONDS)
         return message
+
+    async def publish_many(
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+    ) -> Sequence[str]:
+        """Publish all of them, in order, and return their event ids once the server has every one."""
+        self._opened()
+        packed = [pack(payload, sender_id=sender_id, trace_id=trace_id) for payload in payloads]
+        await self._outbox.publish([(m.topic, m.data) for m in packed], PATIENCE_SECONDS)
+        return [message.event_id for message in packed]
 
     def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
         """Queue from any thread; sent in the background, in order.
 
-        When a connection breaks with the answer outstanding, messages are sent again, so one may
-        arrive twice with the same `event_id`.
+        When a connection breaks with the answer outstanding, messages are sent again, and land once.
 
         Raises:
             MessageError: if no topic carries such a payload.
 
         """
-        message = seal(payload, sender_id=sender_id, trace_id=trace_id)
-        self._outbox.put(message.topic, encode(message))
+        message = pack(payload, sender_id=sender_id, trace_id=trace_id)
+        self._outbox.put(message.topic, message.data)
 
     async def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything queued so far was sent; tell whether that happened in time."""
@@ -186,20 +191,4 @@ class RedisBus:
         return await patiently(self._options, call, is_open=lambda: self._client is not None)
 
     async def _send(self, batch: Sequence[Entry]) -> Outcome:
-        pipeline = self._opened().pipeline(transaction=False)
-        for entry in batch:
-            key, fields = stream_key(self._options, entry.topic), {MESSAGE_FIELD: entry.data}
-            pipeline.xadd(key, fields, maxlen=MAX_BACKLOG, approximate=True)
-        try:
-            replies = await pipeline.execute(raise_on_error=False)
-        except DRIVER_ERRORS as error:
-            raise unavailable(self._options, error) from error
-        outcome = Outcome(again=[], refused=[])
-        for entry, reply in zip(batch, replies, strict=True):
-            if isinstance(reply, Exception):
-                if is_passing(reply):
-                    outcome.again.append(entry)
-                else:
-                    _log.error("message refused", topic=entry.topic.value, reason=str(reply))
-                    outcome.refused.append(entry)
-        return outcome
+        return await self._producer.append(self._opened(), batch)
