@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.contracts import FieldReport, KasminaCommand, OonaMessage, Payload, SeedState, seal
+from esper.contracts import FieldReport, KasminaCommand, SeedState
 from esper.oona.broker import shared_broker
 from esper.tamiyo import Runtime, RuntimeUrls
 
@@ -98,12 +98,8 @@ def test_a_library_that_never_answers_does_not_hold_the_end_of_a_run(
 def test_a_message_that_comes_twice_is_counted_once(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def same_id(payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
-        sealed = seal(payload, sender_id=sender_id, trace_id=trace_id)
-        return sealed.model_copy(update={"event_id": "the one"})
-
     with runtime:
-        monkeypatch.setattr("esper.oona.memory.seal", same_id)
+        monkeypatch.setattr("esper.oona.delivery.new_id", lambda: "the one")
         runtime.publish(_command(1))
         runtime.publish(_command(1))
         monkeypatch.undo()

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 from esper.contracts import read_chain
 from esper.kasmina import load
+from esper.kasmina.files import write_together
 from esper.tamiyo import RunConfig, build_host, load_task
 from esper.tamiyo.run import run
 from esper.tamiyo.ui import Ui
@@ -188,7 +189,7 @@ def test_a_model_that_cannot_be_saved_in_its_place_is_saved_elsewhere(
     refuge.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(refuge))
     fails = _failing_within(tmp_path / "runs")
-    monkeypatch.setattr("esper.kasmina.saving._write_atomically", fails)
+    monkeypatch.setattr("esper.kasmina.saving.write_together", fails)
     config = RunConfig(out=tmp_path / "runs", epochs=1, twin=False)
     with pytest.raises(
         Exception, match=r"No space left on device; the model was saved in .*refuge"
@@ -198,10 +199,10 @@ def test_a_model_that_cannot_be_saved_in_its_place_is_saved_elsewhere(
     assert not (tmp_path / "runs").exists()
 
 
-def _failing_within(folder: Path) -> Callable[[Path, bytes], None]:
-    def write(path: Path, data: bytes) -> None:
-        if path.is_relative_to(folder):
+def _failing_within(folder: Path) -> Callable[[Path, Mapping[str, bytes]], None]:
+    def write(place: Path, contents: Mapping[str, bytes]) -> None:
+        if place.is_relative_to(folder):
             raise OSError(28, "No space left on device")
-        path.write_bytes(data)
+        write_together(place, contents)
 
     return write
