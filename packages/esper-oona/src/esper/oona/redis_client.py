@@ -123,8 +123,15 @@ class Commands(Protocol):
     ) -> object: ...
 
     async def xpending_range(
-        self, name: str, groupname: str, *, min: bytes, max: bytes, count: int
-    ) -> list[dict[str, int]]: ...
+        self,
+        name: str,
+        groupname: str,
+        *,
+        min: bytes,
+        max: bytes,
+        count: int,
+        consumername: str | None = None,
+    ) -> list[dict[str, bytes | int]]: ...
 
 
 class Pipeline(Protocol):

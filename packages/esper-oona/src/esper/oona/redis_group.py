@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from esper.contracts import MessageError, OonaMessage, TopicNames, get_logger
 from esper.oona.delivery import decode, exhausted
 from esper.oona.options import RedisOptions
-from esper.oona.redis_client import Commands, StreamEntries
+from esper.oona.redis_client import Commands, Fields, StreamEntries
 from esper.oona.redis_letters import MESSAGE_FIELD, Failed, file_letter, stream_key
 from esper.oona.redis_watch import StreamWatch, order
 
@@ -25,6 +25,8 @@ _LONGEST_BLOCK_SECONDS = 1.0
 """A reader looks up at least this often, so that it notices overdue entries."""
 _LONGEST_PAUSE_SECONDS = 5.0
 _DAY_MS = 86_400_000
+_MANY = 1000
+"""Entries to look through at a time; the next claim looks again."""
 
 _log = get_logger(__name__)
 
@@ -253,7 +255,10 @@ class GroupReader:
             self._cursor[key] = cast("bytes", reply[0])
             if len(reply) > 2:  # Redis 7 names here what was trimmed in somebody's hands
                 self.watch.trimmed[topic] += len(cast("list[bytes]", reply[2]))
-            for entry_id, fields in cast("StreamEntries", reply[1]):
+            for entry_id, fields in cast("list[tuple[bytes | None, Fields | None]]", reply[1]):
+                if entry_id is None:  # trimmed in somebody's hands; Redis 6.2 does not say which
+                    await self._drop_vanished(key)
+                    return True
                 if fields is None:
                     await self._drop_trimmed(key, entry_id)
                     continue
@@ -315,11 +320,28 @@ class GroupReader:
         self.watch.trimmed[self._topics[key]] += 1
         await self._client.xack(key, self.group, entry_id)
 
+    async def _drop_vanished(self, key: str) -> None:
+        """Give up what this consumer took over although it is no longer in the stream."""
+        ours = await self._client.xpending_range(
+            key,
+            self.group,
+            min=b"-",
+            max=b"+",
+            count=_MANY,
+            consumername=self._consumer,
+        )
+        for pending in ours:
+            entry_id = cast("bytes", pending["message_id"])
+            if (key, entry_id) not in self._held and not await self._client.xrange(
+                key, min=entry_id, max=entry_id, count=1
+            ):
+                await self._drop_trimmed(key, entry_id)
+
     async def _delivery_count(self, key: str, entry_id: bytes) -> int:
         found = await self._client.xpending_range(
             key, self.group, min=entry_id, max=entry_id, count=1
         )
-        return found[0]["times_delivered"] if found else 1
+        return cast("int", found[0]["times_delivered"]) if found else 1
 
     async def _file(
         self, key: str, entry_id: bytes, data: bytes, reason: str, *, delivery_count: int

