@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from esper.contracts import Bus, HealthSignal, TopicNames
 from esper.oona import open_memory_bus, open_redis_bus
-from esper.oona.delivery import pack
+from esper.oona.envelope import enclose
 from esper.testkit.redis import start_redis
 
 TOPIC = TopicNames.TELEMETRY_SEED_HEALTH
@@ -38,7 +38,7 @@ NUM_NOWAIT = 8_000
 async def raw(url: str, count: int) -> dict[str, float]:
     """Return messages per second of plain redis-py."""
     client: Any = Redis.from_url(url)  # pyright: ignore[reportUnknownMemberType]
-    data = pack(SIGNAL, **WORDS).data
+    data = enclose(SIGNAL, **WORDS).data
     elapsed = _clock()
     for _ in range(count // 100):
         pipeline = client.pipeline(transaction=False)

@@ -21,6 +21,7 @@ from esper.contracts import (
     TopicNames,
     seal,
     serve,
+    trace_for,
     unseal,
 )
 from esper.contracts.threads import within
@@ -81,19 +82,23 @@ class ShortBus:
 
     async def close(self) -> None: ...
 
-    async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
+    async def publish(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> OonaMessage:
         self.published.append(payload)
-        return seal(payload, sender_id=sender_id, trace_id=trace_id)
+        return seal(payload, sender_id=sender_id, trace_id=trace_for(trace_id).trace_id)
 
     async def publish_many(
-        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
     ) -> Sequence[str]:
         return [
             (await self.publish(p, sender_id=sender_id, trace_id=trace_id)).event_id
             for p in payloads
         ]
 
-    def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None: ...
+    def publish_nowait(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> None: ...
 
     async def flush(self, timeout_seconds: float) -> bool:
         return timeout_seconds > 0

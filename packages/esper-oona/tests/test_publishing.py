@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from esper.contracts import Bus, HealthSignal, MessageError, Payload, TopicNames, unseal
-from esper.oona.delivery import decode, pack
+from esper.contracts import Bus, HealthSignal, MessageError, Payload, TopicNames, handling
+from esper.oona.envelope import Envelope, enclose
 from esper.oona.options import RedisOptions
-from esper.oona.outbox import Entry
+from esper.oona.outbox_queue import Entry
 from esper.oona.redis_client import connect as connect_driver
 from esper.oona.redis_letters import stream_key
 from esper.oona.redis_producer import RedisProducer
@@ -20,6 +20,10 @@ type MakeUrl = Callable[..., str]
 type Health = Callable[[int], HealthSignal]
 
 HEALTH = TopicNames.TELEMETRY_SEED_HEALTH
+
+
+def _enclosed(payload: Payload) -> Envelope:
+    return enclose(payload, sender_id="tests", trace_id="run-1")
 
 
 async def take(bus: Bus, count: int) -> list[int]:
@@ -72,27 +76,28 @@ async def test_batch_that_is_sent_again_lands_once(redis_url: MakeUrl, health: H
     options = RedisOptions.from_url(redis_url())
     client = connect_driver(options)
     producer = RedisProducer(options)
-    batch = [Entry(n, HEALTH, f"{n}".encode()) for n in range(5)]
+    batch = [Entry(n, _enclosed(health(n))) for n in range(5)]
     for _ in range(3):  # as after a lost answer
         outcome = await producer.append(client, batch)
         assert (outcome.again, outcome.refused) == ([], [])
     await producer.append(client, list(batch))
     found = await client.xrange(stream_key(options, HEALTH), count=100)
     assert [cast("dict[bytes, bytes]", fields)[b"message"] for _, fields in found] == [
-        *(entry.data for entry in batch),
-        *(entry.data for entry in batch),
+        *(entry.envelope.data for entry in batch),
+        *(entry.envelope.data for entry in batch),
     ]
     await client.aclose()
 
 
 async def test_refusal_is_remembered_when_a_batch_is_sent_again(
-    redis_url: MakeUrl,
+    redis_url: MakeUrl, samples: dict[TopicNames, Payload]
 ) -> None:
     options = RedisOptions.from_url(redis_url())
     client: Any = connect_driver(options)
     await client.set(stream_key(options, HEALTH), "no stream")
     producer = RedisProducer(options)
-    batch = [Entry(1, TopicNames.SYSTEM_EVENTS_EPOCH, b"1"), Entry(2, HEALTH, b"2")]
+    topics = (TopicNames.SYSTEM_EVENTS_EPOCH, HEALTH)
+    batch = [Entry(n, _enclosed(samples[topic])) for n, topic in enumerate(topics, 1)]
     for _ in range(2):
         outcome = await producer.append(client, batch)
         [(entry, error)] = outcome.refused
@@ -103,17 +108,24 @@ async def test_refusal_is_remembered_when_a_batch_is_sent_again(
     await client.aclose()
 
 
-@pytest.mark.parametrize("topic", TopicNames)
-def test_packed_message_is_what_sealing_and_encoding_gives(
-    samples: dict[TopicNames, Payload], topic: TopicNames
+async def test_messages_inherit_the_trace_of_the_message_in_hand(
+    make_url: MakeUrl, connect: Connect, health: Health
 ) -> None:
-    packed = pack(samples[topic], sender_id='te"st ü', trace_id="run-1")
-    message = decode(packed.data, topic=topic)
-    assert (message.event_id, message.sender_id, message.trace_id) == (
-        packed.event_id,
-        'te"st ü',
-        "run-1",
-    )
-    assert unseal(message) == samples[topic]
-    with pytest.raises(MessageError, match="needs a sender and a trace"):
-        pack(samples[topic], sender_id="", trace_id="run-1")
+    async with connect(make_url()) as bus:
+        await bus.create_group([HEALTH], group="readers")
+        await bus.publish(health(0), sender_id="tests", trace_id="run-1")
+        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
+        delivery = await anext(reader)
+        with handling(delivery.message):
+            await bus.publish(health(1), sender_id="tests")
+            await bus.publish_many([health(2), health(3)], sender_id="tests")
+            bus.publish_nowait(health(4), sender_id="tests")
+        await bus.publish_many([health(5), health(6)], sender_id="tests")  # nothing caused these
+        await delivery.ack()
+        traces: list[str] = []
+        for _ in range(6):
+            delivery = await anext(reader)
+            traces.append(delivery.message.trace_id)
+            await delivery.ack()
+        assert traces[:4] == ["run-1"] * 4
+        assert traces[4] == traces[5] != "run-1"

@@ -234,6 +234,26 @@ async def test_full_server_makes_the_outbox_wait(
             assert await read_until(reader, 0) == [0]
 
 
+async def test_what_could_not_be_sent_is_sent_by_the_next_process_if_there_is_a_journal(
+    tmp_path: Path, connect: Connect, health: Health, samples: dict[TopicNames, Payload]
+) -> None:
+    data, journal = tmp_path / "data", tmp_path / "journal"
+    data.mkdir()
+    with start_redis(data) as server:
+        url = f"{server.url}?journal={journal}"
+        async with connect(url) as bus:
+            await bus.create_group([HEALTH, COMMANDS], group="readers")
+            server.stop()
+            publish(bus, samples[COMMANDS])
+            publish(bus, health(0))
+        assert bus.lost == {HEALTH: 1}
+        server.start()
+        async with connect(url) as heir:
+            delivery = await anext(heir.subscribe([COMMANDS], group="readers", consumer="one"))
+            assert delivery.payload() == samples[COMMANDS]
+    assert list(journal.iterdir()) == []
+
+
 async def test_refused_message_is_counted_and_holds_up_no_other(
     redis_url: MakeUrl, connect: Connect, health: Health, samples: dict[TopicNames, Payload]
 ) -> None:

@@ -77,6 +77,7 @@ from esper.contracts.logging import (
 )
 from esper.contracts.messages import (
     PAYLOADS,
+    SCHEMA_VERSIONS,
     BlueprintSubmitted,
     DeadLetter,
     KernelCharacterized,
@@ -84,6 +85,7 @@ from esper.contracts.messages import (
     OonaMessage,
     Payload,
     TopicNames,
+    parse_message,
     seal,
     topic_of,
     unseal,
@@ -135,6 +137,10 @@ from esper.contracts.sizes import (
     SYMBOLS,
     evaluate_size,
 )
+from esper.contracts.tracing import (
+    handling,
+    trace_for,
+)
 from esper.contracts.validators import (
     validate_seed_id,
 )
@@ -152,6 +158,7 @@ __all__ = [
     "MAX_SIZE",
     "OPERATORS",
     "PAYLOADS",
+    "SCHEMA_VERSIONS",
     "SYMBOLS",
     "Action",
     "AdaptationSignal",
@@ -225,11 +232,13 @@ __all__ = [
     "check_transition",
     "evaluate_size",
     "get_logger",
+    "handling",
     "is_custom",
     "is_terminal",
     "load_settings",
     "load_yaml",
     "new_id",
+    "parse_message",
     "read_blueprint",
     "read_chain",
     "remove_operator",
@@ -240,6 +249,7 @@ __all__ = [
     "sha256_hex",
     "topic_of",
     "trace_context",
+    "trace_for",
     "unseal",
     "utc_now",
     "validate_seed_id",

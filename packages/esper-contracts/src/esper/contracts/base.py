@@ -6,7 +6,7 @@ chain, signed statements) are sha256 over `canonical_json`.
 
 import hashlib
 import json
-import uuid
+import os
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -32,7 +32,9 @@ def utc_now() -> datetime:
 
 def new_id() -> str:
     """Return a random id (UUID4, RFC 9562); draws nothing from any seeded generator."""
-    return str(uuid.uuid4())
+    digits = os.urandom(16).hex()  # faster than uuid.uuid4(): every message has one
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def _in_utc(value: datetime) -> datetime:

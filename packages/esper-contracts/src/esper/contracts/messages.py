@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError
 
@@ -78,6 +78,13 @@ PAYLOADS: Mapping[TopicNames, type[Payload]] = MappingProxyType(
 )
 """The one payload model of each topic."""
 
+SCHEMA_VERSIONS: Mapping[TopicNames, str] = MappingProxyType(dict.fromkeys(TopicNames, "1.1"))
+"""What this version writes on each topic: major.minor of envelope and payload together.
+
+A minor version only adds optional fields, so any minor of the same major can be read; another major
+cannot. 1.1 added `traceparent`.
+"""
+
 _TOPIC_OF: Mapping[type[Contract], TopicNames] = {model: t for t, model in PAYLOADS.items()}
 
 
@@ -91,7 +98,14 @@ class OonaMessage(Contract):
     trace_id: str = Field(min_length=1)
     """Follows a request across services; the run's id for everything that belongs to a run."""
     topic: TopicNames
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: str = Field(
+        default_factory=lambda data: SCHEMA_VERSIONS[data["topic"]], pattern=r"^\d{1,4}\.\d{1,4}$"
+    )
+    """As in `SCHEMA_VERSIONS`."""
+    traceparent: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
+    )
+    """The span that the message was published in (W3C Trace Context), if there was one."""
     payload: dict[str, Any]
 
 
@@ -126,9 +140,12 @@ def topic_of(payload: Payload) -> TopicNames:
         ) from None
 
 
-def seal(payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
+def seal(
+    payload: Payload, *, sender_id: str, trace_id: str, traceparent: str | None = None
+) -> OonaMessage:
     """Put `payload` into an envelope for its topic."""
     return OonaMessage(
+        traceparent=traceparent,
         sender_id=sender_id,
         trace_id=trace_id,
         topic=topic_of(payload),
@@ -137,7 +154,7 @@ def seal(payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
 
 
 def unseal(message: OonaMessage) -> Payload:
-    """Return the typed payload of an envelope.
+    """Return the typed payload of an envelope; fields that only a newer minor version has are left out.
 
     Raises:
         MessageError: if the payload does not fit the topic's model.
@@ -145,9 +162,50 @@ def unseal(message: OonaMessage) -> Payload:
     """
     model = PAYLOADS[message.topic]
     try:
-        return model.model_validate(message.payload)
+        return model.model_validate(message.payload, extra=_unknown_fields(message))
     except ValidationError as error:
         raise MessageError(
             f"message {message.event_id} on {message.topic} is not a valid {model.__name__}: "
             f"{error}"
         ) from error
+
+
+def parse_message(data: bytes | str) -> OonaMessage:
+    """Return the envelope that is written in `data` as JSON, of any minor version.
+
+    Raises:
+        MessageError: if it is none, or one of another major version.
+
+    """
+    try:
+        fields: Any = json.loads(data)
+    except ValueError as error:  # JSON that is none, or bytes that are no UTF-8
+        raise MessageError(f"no envelope: it is not JSON ({error})") from error
+    version: Any = (
+        cast("dict[str, Any]", fields).get("schema_version") if isinstance(fields, dict) else None
+    )
+    ignore = False
+    if isinstance(version, str) and (numbers := _numbers(version)):
+        known = max(_numbers(version) or (0, 0) for version in SCHEMA_VERSIONS.values())
+        if numbers[0] != known[0]:
+            raise MessageError(
+                f"schema version {version} is of another major version than the {known[0]}.x that "
+                "can be read here; upgrade whichever side is older, then requeue the message"
+            )
+        ignore = numbers > known
+    try:
+        return OonaMessage.model_validate_json(data, extra="ignore" if ignore else None)
+    except ValidationError as error:
+        raise MessageError(f"no envelope: {error}") from error
+
+
+def _unknown_fields(message: OonaMessage) -> Literal["ignore"] | None:
+    """Say what to do about fields that the model does not have; None: what the model says."""
+    written, known = _numbers(message.schema_version), _numbers(SCHEMA_VERSIONS[message.topic])
+    return "ignore" if written and known and written > known else None
+
+
+def _numbers(version: str) -> tuple[int, int] | None:
+    """Return major and minor, if the text is a version."""
+    major, _, minor = version.partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None

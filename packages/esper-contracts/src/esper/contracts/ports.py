@@ -99,12 +99,26 @@ class Bus(Protocol):
         """Send what is queued, for a few seconds at most, count the rest as lost, disconnect."""
         ...
 
-    async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
-        """Send `payload` on its topic and return the envelope once the bus has it."""
+    async def publish(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> OonaMessage:
+        """Send `payload` on its topic and return the envelope once the bus has it.
+
+        Args:
+            payload: of a model that some topic carries.
+            sender_id: who sends it.
+            trace_id: what it belongs to; None for the trace of the message in hand (`handling`), or
+                a new one. The same holds for the other ways to publish.
+
+        Raises:
+            MessageError: if no topic carries such a payload, or a name is empty.
+            BackendUnavailableError: if an outage lasts.
+
+        """
         ...
 
     async def publish_many(
-        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
     ) -> Sequence[str]:
         """Send all of them, in order, and return their event ids once the bus has every one.
 
@@ -114,7 +128,9 @@ class Bus(Protocol):
         """
         ...
 
-    def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
+    def publish_nowait(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> None:
         """Queue `payload` and return at once, from any thread.
 
         Never blocks, and never raises for a dead server: a message that cannot be kept is counted

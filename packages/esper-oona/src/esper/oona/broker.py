@@ -1,6 +1,6 @@
 """The in-memory broker: consumer groups with pending entries, shared by threads and event loops.
 
-`MemoryBus` clients of one name put encoded messages in and take them out. Each group has a queue of
+`MemoryBus` clients of one name put messages in and take them out. Each group has a queue of
 its own per topic, so a message is gone once every group acknowledged it, and is never kept where there
 is no group.
 """
@@ -10,7 +10,7 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -18,6 +18,7 @@ from threading import Lock
 
 from esper.contracts import DeadLetter, TopicNames, get_logger
 from esper.oona.delivery import MAX_BACKLOG, MAX_DEAD_LETTERS, exhausted, tell_dead_letter
+from esper.oona.envelope import Envelope
 
 _log = get_logger(__name__)
 
@@ -44,15 +45,14 @@ class Consumer:
         self._event.clear()
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Item:
     """One message for one group, until the group acknowledges it."""
 
     sequence: int
     """Position among all messages of the broker."""
-    topic: TopicNames
     group: str
-    data: bytes
+    envelope: Envelope
     holder: Consumer | None = None
     """Who has it in hand; None while it waits."""
     delivered_at: float = 0.0
@@ -62,7 +62,7 @@ class Item:
     """Monotonic seconds before which it is not handed out again."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class _Queue:
     """What one group has not acknowledged on one topic, oldest first."""
 
@@ -120,21 +120,18 @@ class Broker:
         self._queues: dict[TopicNames, dict[str, _Queue]] = {topic: {} for topic in TopicNames}
         self._letters: dict[str, tuple[DeadLetter, Item]] = {}
 
-    def publish(self, topic: TopicNames, data: bytes) -> None:
-        """Give the message to every group of the topic."""
+    def publish(self, envelopes: Iterable[Envelope]) -> None:
+        """Give the messages to every group of their topics."""
         woken: set[Consumer] = set()
         with self._lock:
-            sequence = next(self._sequence)
-            for group, queue in self._queues[topic].items():
-                item = Item(sequence=sequence, topic=topic, group=group, data=data)
-                if queue.add(item):
-                    if not self._dropped[topic]:
-                        _log.error(
-                            "a group reads too slowly; its oldest messages are dropped", group=group
-                        )
-                    self._dropped[topic] += 1
-                woken |= queue.waiters
-                queue.waiters.clear()
+            for envelope in envelopes:
+                sequence = next(self._sequence)
+                for group, queue in self._queues[envelope.topic].items():
+                    if queue.add(Item(sequence, group, envelope)):
+                        self._count_dropped(envelope.topic, group)
+                    if queue.waiters:
+                        woken |= queue.waiters
+                        queue.waiters.clear()
         for consumer in woken:
             consumer.wake()
 
@@ -177,11 +174,10 @@ class Broker:
             queues = [self._queue(topic, consumer.group) for topic in consumer.topics]
             wait_seconds = reclaim_after_seconds
             for queue in queues:
-                wait_seconds = min(
-                    wait_seconds,
-                    _reclaim(queue, now, reclaim_after_seconds),
-                    queue.take_due(now),
-                )
+                if queue.pending:
+                    wait_seconds = min(wait_seconds, _reclaim(queue, now, reclaim_after_seconds))
+                if queue.delayed:
+                    wait_seconds = min(wait_seconds, queue.take_due(now))
             while heads := [(head, queue) for queue in queues if (head := queue.head())]:
                 sequence, queue = min(heads, key=lambda pair: pair[0])
                 heapq.heappop(queue.ready)
@@ -200,7 +196,7 @@ class Broker:
     def acknowledge(self, item: Item) -> None:
         """Drop the message for its group, whoever holds it; idempotent."""
         with self._lock:
-            if queue := self._queues[item.topic].get(item.group):
+            if queue := self._queues[item.envelope.topic].get(item.group):
                 queue.remove(item.sequence)
 
     def give_back(
@@ -209,7 +205,7 @@ class Broker:
         """Let the group have the message again after the delay, if `holder` still has it."""
         woken: set[Consumer] = set()
         with self._lock:
-            queue = self._queues[item.topic].get(item.group)
+            queue = self._queues[item.envelope.topic].get(item.group)
             if queue is None or item.sequence not in queue.pending or item.holder is not holder:
                 return
             item.delivery_count -= not counted
@@ -227,7 +223,7 @@ class Broker:
     def renew(self, item: Item, holder: Consumer) -> None:
         """Count the time of the message in hand from now, if `holder` still has it."""
         with self._lock:
-            queue = self._queues[item.topic].get(item.group)
+            queue = self._queues[item.envelope.topic].get(item.group)
             if queue and item.holder is holder and queue.pending.pop(item.sequence, None):
                 item.delivered_at = time.monotonic()
                 queue.pending[item.sequence] = item
@@ -235,7 +231,7 @@ class Broker:
     def bury(self, item: Item, reason: str) -> None:
         """Move the message to the dead letters, if it is not acknowledged."""
         with self._lock:
-            queue = self._queues[item.topic].get(item.group)
+            queue = self._queues[item.envelope.topic].get(item.group)
             if queue and item.sequence in queue.unacknowledged:
                 self._file(item, reason)
 
@@ -251,7 +247,7 @@ class Broker:
             if item is None:
                 return False
             item.delivery_count = 0
-            queue = self._queue(item.topic, item.group)
+            queue = self._queue(item.envelope.topic, item.group)
             queue.unacknowledged[item.sequence] = item
             queue.give_back(item)
             woken = queue.waiters.copy()
@@ -290,16 +286,21 @@ class Broker:
         with self._lock:
             return {group for groups in self._queues.values() for group in groups}
 
+    def _count_dropped(self, topic: TopicNames, group: str) -> None:
+        if not self._dropped[topic]:
+            _log.error("a group reads too slowly; its oldest messages are dropped", group=group)
+        self._dropped[topic] += 1
+
     def _file(self, item: Item, reason: str) -> None:
         """Take the message from its group's queue and keep it as a letter."""
-        self._queues[item.topic][item.group].remove(item.sequence)
+        self._queues[item.envelope.topic][item.group].remove(item.sequence)
         letter = DeadLetter(
             letter_id=f"{item.sequence}.{item.group}",
-            topic=item.topic,
+            topic=item.envelope.topic,
             group=item.group,
             reason=reason,
             delivery_count=item.delivery_count,
-            data=item.data,
+            data=item.envelope.data,
         )
         if len(self._letters) >= MAX_DEAD_LETTERS:
             del self._letters[next(iter(self._letters))]

@@ -1,90 +1,30 @@
-"""The envelope as bytes, and the delivery that both buses hand to a consumer.
+"""The delivery that both buses hand to a consumer, and what they agree on about dead letters.
 
-Buses encode what is published and decode what is read; the consumer gets a `BusDelivery`, which tells
-its bus (a `Holder`) what became of the message.
+The consumer gets a `BusDelivery`, which tells its bus (a `Holder`) what became of the message.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
-
-from pydantic import ValidationError
+from typing import Protocol
 
 from esper.contracts import (
     ConfigError,
     DeadLetter,
-    MessageError,
     NotFoundError,
     OonaMessage,
     Payload,
     TopicNames,
     get_logger,
-    topic_of,
-    unseal,
 )
-from esper.contracts.base import new_id, utc_now
+from esper.oona.envelope import Envelope
 
-SCHEMA_VERSION = "1.0"
 MAX_DEAD_LETTERS = 10_000
 """Letters kept; beyond it the oldest go."""
 MAX_BACKLOG = 100_000
 """Messages kept per topic; beyond it the oldest go, so that a group nobody reads cannot fill memory."""
 
 _log = get_logger(__name__)
-
-
-def encode(message: OonaMessage) -> bytes:
-    """Return the envelope as JSON in UTF-8."""
-    return message.model_dump_json().encode()
-
-
-class Packed(NamedTuple):
-    """A message ready for the bus."""
-
-    topic: TopicNames
-    event_id: str
-    data: bytes
-
-
-def pack(payload: Payload, *, sender_id: str, trace_id: str) -> Packed:
-    """Return what `encode(seal(…))` would, several times faster: the payload is valid already.
-
-    Raises:
-        MessageError: if no topic carries the payload, or sender or trace is empty.
-
-    """
-    topic = topic_of(payload)
-    if not sender_id or not trace_id:
-        raise MessageError(
-            f"a message needs a sender and a trace; got {sender_id!r} and {trace_id!r}"
-        )
-    event_id = new_id()
-    head = (
-        f'{{"event_id":"{event_id}","sender_id":{json.dumps(sender_id)},'
-        f'"timestamp":"{utc_now().isoformat()}","trace_id":{json.dumps(trace_id)},'
-        f'"topic":"{topic.value}","schema_version":"{SCHEMA_VERSION}","payload":'
-    )
-    return Packed(topic, event_id, f"{head}{payload.model_dump_json()}}}".encode())
-
-
-def decode(data: bytes, *, topic: TopicNames) -> OonaMessage:
-    """Return the envelope that `encode` wrote.
-
-    Raises:
-        MessageError: if the bytes are no envelope, or the envelope belongs on another topic.
-
-    """
-    try:
-        message = OonaMessage.model_validate_json(data)
-    except ValidationError as error:
-        raise MessageError(f"an entry on {topic.value} is no envelope: {error}") from error
-    if message.topic is not topic:
-        raise MessageError(
-            f"message {message.event_id} on {topic.value} says that it belongs on {message.topic.value}"
-        )
-    return message
 
 
 def check_subscription(topics: Collection[TopicNames], consumer: str, prefetch: int) -> None:
@@ -147,20 +87,25 @@ class Holder[E](Protocol):
 class BusDelivery[E]:
     """One message in the hands of one consumer; implements the port `Delivery`."""
 
-    __slots__ = ("_entry", "_holder", "delivery_count", "message")
+    __slots__ = ("_entry", "_envelope", "_holder", "delivery_count")
 
     def __init__(
-        self, message: OonaMessage, delivery_count: int, *, entry: E, holder: Holder[E]
+        self, envelope: Envelope, delivery_count: int, *, entry: E, holder: Holder[E]
     ) -> None:
-        self.message = message
+        self._envelope = envelope
         self.delivery_count = delivery_count
         """How often the message was handed out to the group, this time included."""
         self._entry = entry
         self._holder = holder
 
+    @property
+    def message(self) -> OonaMessage:
+        """The envelope."""
+        return self._envelope.message
+
     def payload(self) -> Payload:
         """Return the typed payload. Raises `MessageError` if it does not fit its topic."""
-        return unseal(self.message)
+        return self._envelope.payload()
 
     async def ack(self) -> None:
         """Report the message as handled; again is harmless."""

@@ -1,12 +1,12 @@
 """The bus inside one process: `memory://` and `memory://NAME`.
 
-Clients of one name share a broker across threads and event loops, and messages travel as encoded JSON,
-so that what works here works over Redis.
+Clients of one name share a broker across threads and event loops. Payloads are frozen, so they are handed
+over as they are; what JSON does to them over Redis is the identity (tests/test_envelope.py).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,19 +17,19 @@ from esper.contracts import (
     OonaMessage,
     Payload,
     TopicNames,
-    seal,
+    trace_for,
 )
 from esper.oona.broker import Broker, Consumer, Item, shared_broker
 from esper.oona.delivery import (
     BusDelivery,
     check_subscription,
-    decode,
-    encode,
-    pack,
     unknown_letter,
 )
+from esper.oona.envelope import enclose
 from esper.oona.options import MemoryOptions
-from esper.oona.outbox import OutboxQueue
+from esper.oona.outbox_queue import OutboxQueue
+
+_CALLS_IN_A_ROW = 32
 
 
 def open_memory_bus(url: str) -> "MemoryBus":
@@ -57,6 +57,7 @@ class MemoryBus:
         self._dropped: Counter[TopicNames] = Counter()
         """What the broker had dropped when the client was closed."""
         self._consumers: set[Consumer] = set()
+        self._num_calls = 0
 
     async def open(self) -> None:
         """Join the broker; does nothing if the client is open."""
@@ -74,38 +75,40 @@ class MemoryBus:
             consumer.wake()
         self._shared.close()
 
-    async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
+    async def publish(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> OonaMessage:
         """Publish and return the envelope."""
-        broker = self._opened()
-        message = seal(payload, sender_id=sender_id, trace_id=trace_id)
-        broker.publish(message.topic, encode(message))
-        await asyncio.sleep(0)  # as with a real server, others get their turn
-        return message
+        envelope = enclose(payload, sender_id=sender_id, trace_id=trace_id)
+        self._opened().publish([envelope])
+        await self._give_way()
+        return envelope.message
 
     async def publish_many(
-        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
     ) -> Sequence[str]:
         """Publish all of them, in order, and return their event ids."""
-        broker = self._opened()
-        packed = [pack(payload, sender_id=sender_id, trace_id=trace_id) for payload in payloads]
-        for message in packed:
-            broker.publish(message.topic, message.data)
+        trace_id = trace_for(trace_id).trace_id  # one trace for all of them
+        envelopes = [enclose(each, sender_id=sender_id, trace_id=trace_id) for each in payloads]
+        self._opened().publish(envelopes)
         await asyncio.sleep(0)
-        return [message.event_id for message in packed]
+        return [envelope.event_id for envelope in envelopes]
 
-    def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
+    def publish_nowait(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> None:
         """Publish from any thread; lost only while the client is not open.
 
         Raises:
             MessageError: if no topic carries such a payload.
 
         """
-        message = pack(payload, sender_id=sender_id, trace_id=trace_id)
+        envelope = enclose(payload, sender_id=sender_id, trace_id=trace_id)
         broker = self._broker
         if broker is None:
-            self._unsent.put(message.topic, b"")
+            self._unsent.put(envelope)
         else:
-            broker.publish(message.topic, message.data)
+            broker.publish([envelope])
 
     async def flush(self, timeout_seconds: float) -> bool:  # noqa: ARG002
         """Return True: nothing is ever queued on the way to the broker."""
@@ -135,7 +138,7 @@ class MemoryBus:
         broker = self._opened()
         check_subscription(topics, consumer, prefetch)
         reader = Consumer(topics, group)
-        holder = _MemoryHolder(broker, reader, self._options.reclaim_after_seconds)
+        holder = _MemoryHolder(broker, reader, self._options.reclaim_after_seconds, self._give_way)
         self._consumers.add(reader)
         broker.create_group(topics, group)
         try:
@@ -146,8 +149,9 @@ class MemoryBus:
                     max_deliveries=self._options.max_deliveries,
                 )
                 if isinstance(taken, Item):
-                    message = decode(taken.data, topic=taken.topic)
-                    yield BusDelivery(message, taken.delivery_count, entry=taken, holder=holder)
+                    yield BusDelivery(
+                        taken.envelope, taken.delivery_count, entry=taken, holder=holder
+                    )
                 else:
                     await reader.wait(taken)
         finally:
@@ -169,6 +173,12 @@ class MemoryBus:
         dropped = self._dropped if self._broker is None else self._broker.dropped
         return MappingProxyType(Counter(self._unsent.lost) + dropped)
 
+    async def _give_way(self) -> None:
+        """Let other tasks of the loop run now and then, as waiting for a real server would."""
+        self._num_calls += 1
+        if self._num_calls % _CALLS_IN_A_ROW == 0:
+            await asyncio.sleep(0)
+
     def _opened(self) -> Broker:
         if self._broker is None:
             raise BackendUnavailableError(
@@ -184,6 +194,7 @@ class _MemoryHolder:
     broker: Broker
     consumer: Consumer
     reclaim_after_seconds: float
+    give_way: Callable[[], Awaitable[None]]
 
     @property
     def renew_every_seconds(self) -> float:
@@ -191,7 +202,7 @@ class _MemoryHolder:
 
     async def acknowledge(self, entry: Item) -> None:
         self.broker.acknowledge(entry)
-        await asyncio.sleep(0)
+        await self.give_way()
 
     async def give_back(self, entry: Item, *, delay_seconds: float, counted: bool) -> None:
         self.broker.give_back(

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from esper.contracts import ConfigError
@@ -60,6 +61,8 @@ class RedisOptions:
     reclaim_after_seconds: float
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
     """A message that was handed out so often in vain goes to the dead letters."""
+    journal: Path | None = None
+    """Folder for what could not be sent before the process ended; None: it is lost."""
 
     @property
     def address(self) -> str:
@@ -70,7 +73,7 @@ class RedisOptions:
     def from_url(cls, url: str) -> "RedisOptions":
         """Read `redis://…?prefix=esper&reclaim_after_seconds=60`. Raises `ConfigError`."""
         parts = _split(url, schemes=("redis", "rediss"), form=_REDIS_FORM)
-        known = {"prefix", "reclaim_after_seconds", "max_deliveries"}
+        known = {"prefix", "reclaim_after_seconds", "max_deliveries", "journal"}
         secure = parts.scheme == "rediss"
         query = _query(parts, known=known | _TLS_PARAMETERS if secure else known)
         try:
@@ -92,6 +95,7 @@ class RedisOptions:
             prefix=prefix,
             reclaim_after_seconds=_reclaim_after(query),
             max_deliveries=_max_deliveries(query),
+            journal=_journal(query),
         )
 
 
@@ -138,3 +142,11 @@ def _max_deliveries(query: Mapping[str, str]) -> int:
             f"bus parameter max_deliveries is {text!r}; expected a number from 1 to 1000000"
         )
     return int(text)
+
+
+def _journal(query: Mapping[str, str]) -> Path | None:
+    if "journal" not in query:
+        return None
+    if not query["journal"]:
+        raise ConfigError("bus parameter journal is empty; expected a folder")
+    return Path(query["journal"])

@@ -1,21 +1,17 @@
-"""The queue behind `publish_nowait`: takes messages from any thread, sends them in the background.
+"""Sends what publishers queue: batches, in order, through outages, each message until it is settled.
 
-Reads what the training thread puts in, hands batches to a bus's `send`, waits out outages with
-growing pauses, and counts what never arrived. When it is full, telemetry goes first: it is plentiful,
-and the newest is worth the most.
+Drains an `OutboxQueue` in the event loop of the client; a bus says how a batch is sent.
 """
 
 import asyncio
-from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from threading import Lock
 from typing import NamedTuple
 
 from esper.contracts import BackendUnavailableError, TopicNames, get_logger
+from esper.oona.envelope import Envelope
+from esper.oona.outbox_queue import Entry, OutboxQueue, Receipt
 
-CAPACITY = 10_000
-"""Messages that wait for the server; about 10 MB at a kilobyte each."""
 _BATCH = 100
 """Messages per round trip; larger batches gain little and are resent whole when a connection breaks."""
 
@@ -33,51 +29,6 @@ def backoff(first_seconds: float = 0.05, longest_seconds: float = 2.0) -> Iterat
         pause = min(2 * pause, longest_seconds)
 
 
-class Receipt:
-    """Lets a publisher wait until all of its messages have arrived."""
-
-    def __init__(self, num_messages: int) -> None:
-        self.is_withdrawn = False
-        """The publisher gave up: what is still queued is not sent."""
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._num_missing = num_messages
-
-    def settle(self, error: Exception | None = None) -> None:
-        """Note that one message has arrived, or never will."""
-        self._num_missing -= 1
-        if self._done.done():
-            return
-        if error is not None:
-            self._done.set_exception(error)
-        elif not self._num_missing:
-            self._done.set_result(None)
-
-    def refuse_from_any_thread(self) -> None:
-        """Note that one message had to go because too many wait."""
-        error = BackendUnavailableError(f"more than {CAPACITY} messages wait for the bus")
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._done.get_loop().call_soon_threadsafe(self.settle, error)
-
-    async def wait(self, timeout_seconds: float) -> None:
-        """Wait for all. Raises `TimeoutError`, or the first error noted."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._done
-        finally:
-            self.is_withdrawn = True
-
-
-class Entry(NamedTuple):
-    """One encoded message in the queue."""
-
-    sequence: int
-    """Position in the order of arrival."""
-    topic: TopicNames
-    data: bytes
-    receipt: Receipt | None = None
-    """Who waits for it; None if nobody does."""
-
-
 class Outcome(NamedTuple):
     """What became of a batch; everything that is in neither list was accepted."""
 
@@ -85,117 +36,6 @@ class Outcome(NamedTuple):
     """Not accepted now; worth another try."""
     refused: list[tuple[Entry, Exception]]
     """Will never be accepted, and why."""
-
-
-class OutboxQueue:
-    """A bounded, thread-safe queue in order of arrival that knows what it lost.
-
-    When full it drops the oldest telemetry; with no telemetry queued, a new telemetry message is not
-    taken in, and any other drops the oldest there is.
-    """
-
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self._capacity = capacity
-        self._lock = Lock()
-        self._telemetry: deque[Entry] = deque()
-        self._others: deque[Entry] = deque()
-        self._sequence = 0
-        self._lost: Counter[TopicNames] = Counter()
-        self._open = False
-
-    def __len__(self) -> int:
-        with self._lock:
-            return len(self._telemetry) + len(self._others)
-
-    @property
-    def lost(self) -> dict[TopicNames, int]:
-        """Messages that were dropped or refused, by topic."""
-        with self._lock:
-            return dict(self._lost)
-
-    @property
-    def last_sequence(self) -> int:
-        """The sequence number of the newest message so far; 0 before the first."""
-        with self._lock:
-            return self._sequence
-
-    def open(self) -> None:
-        """Take messages from now on; until then they count as lost."""
-        with self._lock:
-            self._open = True
-
-    def put(self, topic: TopicNames, data: bytes) -> bool:
-        """Queue a message or count it as lost; tell whether the queue was empty before."""
-        with self._lock:
-            if not self._open:
-                self._lost[topic] += 1
-                return False
-            num_queued = len(self._telemetry) + len(self._others)
-            is_telemetry = topic is TopicNames.TELEMETRY_SEED_HEALTH
-            if num_queued >= self._capacity:
-                if is_telemetry and not self._telemetry:
-                    self._lost[topic] += 1
-                    return False
-                dropped = (self._telemetry or self._others).popleft()
-                self._lost[dropped.topic] += 1
-                if dropped.receipt is not None:
-                    dropped.receipt.refuse_from_any_thread()
-            self._sequence += 1
-            entry = Entry(self._sequence, topic, data)
-            (self._telemetry if is_telemetry else self._others).append(entry)
-            return num_queued == 0
-
-    def put_awaited(self, messages: Sequence[tuple[TopicNames, bytes]], receipt: Receipt) -> None:
-        """Queue messages that somebody waits for; nothing is dropped for them or of them."""
-        with self._lock:
-            for topic, data in messages:
-                self._sequence += 1
-                self._others.append(Entry(self._sequence, topic, data, receipt))
-
-    def take(self, limit: int) -> list[Entry]:
-        """Remove and return the oldest messages, at most `limit`."""
-        with self._lock:
-            taken: list[Entry] = []
-            while len(taken) < limit and (self._telemetry or self._others):
-                entry = self._older().popleft()
-                if entry.receipt is None or not entry.receipt.is_withdrawn:
-                    taken.append(entry)
-            return taken
-
-    def oldest_sequence(self) -> int | None:
-        """Return the sequence number of the oldest queued message, if there is one."""
-        with self._lock:
-            return self._older()[0].sequence if self._telemetry or self._others else None
-
-    def count_lost(self, entries: Sequence[Entry]) -> None:
-        """Count messages that were taken out but never arrived."""
-        with self._lock:
-            self._lost.update(entry.topic for entry in entries if entry.receipt is None)
-        _refuse(entries)
-
-    def abandon(self) -> None:
-        """Take no more; count what is queued as lost."""
-        with self._lock:
-            self._open = False
-            queued = [*self._telemetry, *self._others]
-            self._lost.update(entry.topic for entry in queued if entry.receipt is None)
-            self._telemetry.clear()
-            self._others.clear()
-        _refuse(queued)
-
-    def _older(self) -> deque[Entry]:
-        if not self._telemetry:
-            return self._others
-        if not self._others:
-            return self._telemetry
-        return min(self._telemetry, self._others, key=lambda queue: queue[0].sequence)
-
-
-def _refuse(entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        if entry.receipt is not None and not entry.receipt.is_withdrawn:
-            error = "the bus was closed before a message arrived; publish it again"
-            entry.receipt.settle(BackendUnavailableError(error))
 
 
 class Outbox:
@@ -231,21 +71,20 @@ class Outbox:
         self._queue.open()
         self._task = self._loop.create_task(self._drain(), name="oona-outbox")
 
-    def put(self, topic: TopicNames, data: bytes) -> None:
-        """Queue one encoded message from any thread; never blocks or raises."""
-        if self._queue.put(topic, data) and self._loop is not None:
+    def put(self, envelope: Envelope) -> None:
+        """Queue one message from any thread; never blocks or raises."""
+        if self._queue.put(envelope) and self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(self._wake.set)
             except RuntimeError:  # the loop is closed: nobody will ever drain this queue
                 self._queue.abandon()
 
-    async def publish(
-        self, messages: Sequence[tuple[TopicNames, bytes]], timeout_seconds: float
-    ) -> None:
+    async def publish(self, messages: Sequence[Envelope], timeout_seconds: float) -> None:
         """Send messages, behind everything queued before, and wait until all have arrived.
 
         Raises:
-            BackendUnavailableError: if that takes too long; what is not on its way is withdrawn.
+            BackendUnavailableError: if that takes too long; what is not on its way is withdrawn, and
+                what is may still arrive.
 
         """
         if not messages:
@@ -257,7 +96,9 @@ class Outbox:
             await receipt.wait(timeout_seconds)
         except TimeoutError:
             raise BackendUnavailableError(
-                f"a message did not arrive within {timeout_seconds:.0f} s: {self._trouble}"
+                f"{len(messages)} message(s) are not known to have arrived within "
+                f"{timeout_seconds:.0f} s: {self._trouble}. Publish again what matters: what was on its "
+                "way may still arrive, so a handler could see it twice"
             ) from None
 
     async def flush(self, timeout_seconds: float) -> bool:
@@ -271,7 +112,7 @@ class Outbox:
         return True
 
     async def close(self, timeout_seconds: float) -> None:
-        """Send what is queued, count the rest as lost, stop."""
+        """Send what is queued, keep the rest in the journal or count it as lost, stop."""
         if self._task is None:
             return
         await self.flush(timeout_seconds)
@@ -279,9 +120,8 @@ class Outbox:
         with suppress(asyncio.CancelledError):
             await self._task
         self._task = None
-        self._queue.count_lost(self._in_flight)
+        self._queue.abandon(self._in_flight)
         self._in_flight = ()
-        self._queue.abandon()
         if lost := self.lost:
             _log.warning("messages were lost", **{topic.value: n for topic, n in lost.items()})
 

@@ -69,6 +69,7 @@ class RedisConsumer:
         self._fetching: asyncio.Task[GroupEntry | None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._is_stopped = False
+        self._stopping: asyncio.Task[None] | None = None
 
     @property
     def renew_every_seconds(self) -> float:
@@ -83,16 +84,20 @@ class RedisConsumer:
             entry = await asyncio.shield(self._fetching)
         if entry is None:
             return None
-        return BusDelivery(entry.message, entry.delivery_count, entry=entry, holder=self)
+        return BusDelivery(entry.envelope, entry.delivery_count, entry=entry, holder=self)
 
     async def stop(self) -> None:
         """End reading, acknowledge what is noted, let others have the rest at once.
 
-        Best effort: where the server is away, they get it when it is overdue.
+        Best effort: where the server is away, they get it when it is overdue. Everyone who calls it
+        waits for the same end: a client that is closed does not leave a reader behind.
         """
-        if self._is_stopped:
-            return
-        self._is_stopped = True
+        if self._stopping is None:
+            self._is_stopped = True
+            self._stopping = asyncio.create_task(self._stop(), name="oona-stop")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
                 await self._end_fetching()

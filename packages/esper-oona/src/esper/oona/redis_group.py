@@ -13,8 +13,9 @@ from typing import cast
 
 from redis.exceptions import ResponseError
 
-from esper.contracts import MessageError, OonaMessage, TopicNames, get_logger
-from esper.oona.delivery import decode, exhausted
+from esper.contracts import MessageError, TopicNames, get_logger
+from esper.oona.delivery import exhausted
+from esper.oona.envelope import Envelope, decode
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands, Fields, StreamEntries
 from esper.oona.redis_letters import MESSAGE_FIELD, Failed, file_letter, stream_key
@@ -38,8 +39,7 @@ class GroupEntry:
     key: str
     topic: TopicNames
     entry_id: bytes
-    message: OonaMessage
-    data: bytes
+    envelope: Envelope
     delivery_count: int
     held_since: float
     """Monotonic seconds of the reading or the latest renewal."""
@@ -186,7 +186,11 @@ class GroupReader:
     async def bury(self, entry: GroupEntry, reason: str) -> None:
         """Move the entry to the dead letters."""
         await self._file(
-            entry.key, entry.entry_id, entry.data, reason, delivery_count=entry.delivery_count
+            entry.key,
+            entry.entry_id,
+            entry.envelope.data,
+            reason,
+            delivery_count=entry.delivery_count,
         )
         self.forget(entry)
 
@@ -298,7 +302,7 @@ class GroupReader:
             try:
                 if data is None:
                     raise MessageError(f"an entry of {key} has no field {MESSAGE_FIELD!r}")
-                message = decode(data, topic=topic)
+                envelope = decode(data, topic=topic)
             except MessageError as error:
                 await self._file(
                     key, entry_id, data or b"", str(error), delivery_count=delivery_count
@@ -308,8 +312,7 @@ class GroupReader:
                 key=key,
                 topic=topic,
                 entry_id=entry_id,
-                message=message,
-                data=data,
+                envelope=envelope,
                 delivery_count=delivery_count,
                 held_since=now,
             )

@@ -11,7 +11,8 @@ from esper.contracts import get_logger
 from esper.contracts.base import new_id
 from esper.oona.delivery import MAX_BACKLOG
 from esper.oona.options import RedisOptions
-from esper.oona.outbox import Entry, Outcome
+from esper.oona.outbox import Outcome
+from esper.oona.outbox_queue import Entry
 from esper.oona.redis_client import DRIVER_ERRORS, PASSING_CODES, Commands, unavailable
 from esper.oona.redis_letters import MESSAGE_FIELD, stream_key
 
@@ -61,7 +62,9 @@ class RedisProducer:
         """
         if batch is not self._batch:
             self._batch, self._number = batch, self._number + 1
-        keys = {topic: index for index, topic in enumerate({e.topic: None for e in batch}, 2)}
+        keys = {
+            topic: index for index, topic in enumerate({e.envelope.topic: None for e in batch}, 2)
+        }
         arguments: list[str | bytes | int] = [
             self._number,
             _REMEMBERED_SECONDS,
@@ -69,7 +72,7 @@ class RedisProducer:
             MESSAGE_FIELD,
         ]
         for entry in batch:
-            arguments += (keys[entry.topic], entry.data)
+            arguments += (keys[entry.envelope.topic], entry.envelope.data)
         names = [stream_key(self._options, topic) for topic in keys]
         try:
             failures = await client.eval(_APPEND, 1 + len(names), self._key, *names, *arguments)
@@ -86,7 +89,7 @@ class RedisProducer:
             if reason.startswith(PASSING_CODES):
                 outcome.again.append(entry)
             else:
-                _log.error("message refused", topic=entry.topic.value, reason=reason)
+                _log.error("message refused", topic=entry.envelope.topic.value, reason=reason)
                 error = unavailable(self._options, ResponseError(reason))
                 outcome.refused.append((entry, error))
         return outcome

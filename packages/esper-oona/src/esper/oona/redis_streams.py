@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.contracts import DeadLetter, OonaMessage, Payload, TopicNames, get_logger, seal
-from esper.oona.delivery import BusDelivery, check_subscription, encode, pack
+from esper.contracts import DeadLetter, OonaMessage, Payload, TopicNames, get_logger, trace_for
+from esper.oona.delivery import BusDelivery, check_subscription
+from esper.oona.envelope import enclose
+from esper.oona.journal import Journal
 from esper.oona.options import RedisOptions
-from esper.oona.outbox import Entry, Outbox, OutboxQueue, Outcome
+from esper.oona.outbox import Outbox, Outcome
+from esper.oona.outbox_queue import Entry, OutboxQueue
 from esper.oona.redis_client import (
     DRIVER_ERRORS,
     PATIENCE_SECONDS,
@@ -56,7 +59,8 @@ class RedisBus:
         self._trimmed: Counter[TopicNames] = Counter()
         """What the readers that are done had counted."""
         self._producer = RedisProducer(options)
-        self._outbox = Outbox(self._send, outbox_queue or OutboxQueue())
+        journal = Journal(options.journal, bus=f"{options.address}/{options.db}/{options.prefix}")
+        self._outbox = Outbox(self._send, outbox_queue or OutboxQueue(journal=journal))
 
     async def open(self) -> None:
         """Connect; does nothing if the client is open."""
@@ -79,26 +83,31 @@ class RedisBus:
         await self._outbox.close(_CLOSE_SECONDS)
         client, self._client = self._client, None
         if client is not None:
-            await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
+            await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
             await client.aclose()
 
-    async def publish(self, payload: Payload, *, sender_id: str, trace_id: str) -> OonaMessage:
+    async def publish(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> OonaMessage:
         """Publish, after what was queued before, and return the envelope once the server has it."""
         self._opened()
-        message = seal(payload, sender_id=sender_id, trace_id=trace_id)
-        await self._outbox.publish([(message.topic, encode(message))], PATIENCE_SECONDS)
-        return message
+        envelope = enclose(payload, sender_id=sender_id, trace_id=trace_id)
+        await self._outbox.publish([envelope], PATIENCE_SECONDS)
+        return envelope.message
 
     async def publish_many(
-        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str
+        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
     ) -> Sequence[str]:
         """Publish all of them, in order, and return their event ids once the server has every one."""
         self._opened()
-        packed = [pack(payload, sender_id=sender_id, trace_id=trace_id) for payload in payloads]
-        await self._outbox.publish([(m.topic, m.data) for m in packed], PATIENCE_SECONDS)
-        return [message.event_id for message in packed]
+        trace_id = trace_for(trace_id).trace_id  # one trace for all of them
+        envelopes = [enclose(each, sender_id=sender_id, trace_id=trace_id) for each in payloads]
+        await self._outbox.publish(envelopes, PATIENCE_SECONDS)
+        return [envelope.event_id for envelope in envelopes]
 
-    def publish_nowait(self, payload: Payload, *, sender_id: str, trace_id: str) -> None:
+    def publish_nowait(
+        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
+    ) -> None:
         """Queue from any thread; sent in the background, in order.
 
         When a connection breaks with the answer outstanding, messages are sent again, and land once.
@@ -107,8 +116,7 @@ class RedisBus:
             MessageError: if no topic carries such a payload.
 
         """
-        message = pack(payload, sender_id=sender_id, trace_id=trace_id)
-        self._outbox.put(message.topic, message.data)
+        self._outbox.put(enclose(payload, sender_id=sender_id, trace_id=trace_id))
 
     async def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything queued so far was sent; tell whether that happened in time."""
@@ -157,9 +165,9 @@ class RedisBus:
             while self._client is client and (delivery := await reading.next()):
                 yield delivery
         finally:
-            self._consumers.discard(reading)
             if self._client is client:
                 await reading.stop()
+            self._consumers.discard(reading)
             self._trimmed += reading.reader.watch.trimmed
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:

@@ -1,0 +1,177 @@
+"""One message on its way: typed inside the process, JSON outside of it.
+
+Publishing makes an `Envelope` and reading makes one of bytes. It is packed and unpacked only where it
+must be: late and outside of the publisher's thread on the way out, never within one process.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Any, Literal, cast
+
+from pydantic import Field, ValidationError, create_model
+
+from esper.contracts import (
+    PAYLOADS,
+    SCHEMA_VERSIONS,
+    MessageError,
+    OonaMessage,
+    Payload,
+    TopicNames,
+    new_id,
+    parse_message,
+    topic_of,
+    trace_for,
+    unseal,
+    utc_now,
+)
+
+
+class Envelope:
+    """An envelope with its payload; what is expensive is done once, when it is asked for.
+
+    Several threads may share one.
+    """
+
+    def __init__(
+        self,
+        payload: Payload | MessageError,
+        *,
+        topic: TopicNames,
+        sender_id: str,
+        timestamp: datetime,
+        trace_id: str,
+        traceparent: str | None,
+    ) -> None:
+        self._payload = payload
+        self.topic = topic
+        self.sender_id = sender_id
+        self.timestamp = timestamp
+        """When it was published, in UTC."""
+        self.trace_id = trace_id
+        self.traceparent = traceparent
+
+    @cached_property
+    def event_id(self) -> str:
+        """Names the message, however often it is sent and delivered."""
+        return self.__dict__.setdefault("event_id", new_id())  # atomic: for all threads the same
+
+    @cached_property
+    def data(self) -> bytes:
+        """The envelope as JSON in UTF-8: as it was read, or as it is sent."""
+        parent = "null" if self.traceparent is None else f'"{self.traceparent}"'
+        return (
+            f'{{"event_id":"{self.event_id}","sender_id":{_quoted(self.sender_id)},'
+            f'"timestamp":"{self.timestamp.isoformat()}","trace_id":{_quoted(self.trace_id)},'
+            f'"topic":"{self.topic.value}","schema_version":"{SCHEMA_VERSIONS[self.topic]}",'
+            f'"traceparent":{parent},"payload":{self.payload().model_dump_json()}}}'
+        ).encode()
+
+    @cached_property
+    def message(self) -> OonaMessage:
+        """The envelope as the contract has it."""
+        return parse_message(self.data)
+
+    def payload(self) -> Payload:
+        """Return the typed payload. Raises `MessageError` if it does not fit its topic."""
+        if isinstance(self._payload, MessageError):
+            raise self._payload
+        return self._payload
+
+
+def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelope:
+    """Put `payload`, which is valid already, into an envelope.
+
+    Args:
+        payload: of a model that some topic carries.
+        sender_id: who publishes it.
+        trace_id: what it belongs to; None for the trace of the message in hand.
+
+    Raises:
+        MessageError: if no topic carries the payload, or sender or trace is empty.
+
+    """
+    topic = topic_of(payload)
+    trace = trace_for(trace_id)
+    if not sender_id or not trace.trace_id:
+        raise MessageError(
+            f"a message needs a sender and a trace; got {sender_id!r} and {trace_id!r}"
+        )
+    return Envelope(
+        payload,
+        topic=topic,
+        sender_id=sender_id,
+        timestamp=utc_now(),
+        trace_id=trace.trace_id,
+        traceparent=trace.traceparent,
+    )
+
+
+def decode(data: bytes, *, topic: TopicNames) -> Envelope:
+    """Return the envelope that `data` is, of any minor schema version.
+
+    A payload that does not fit its topic raises only when it is asked for.
+
+    Raises:
+        MessageError: if the bytes are no envelope, or the envelope belongs on another topic.
+
+    """
+    try:
+        known = _KNOWN[topic].model_validate_json(data)
+    except ValidationError:
+        return _decode_carefully(data, topic=topic)
+    return _envelope(data, known, cast("Payload", known.payload))
+
+
+def _decode_carefully(data: bytes, *, topic: TopicNames) -> Envelope:
+    """As `decode`, in two steps: for newer versions, wrong payloads, and the reason what is wrong."""
+    try:
+        message = parse_message(data)
+    except MessageError as error:
+        raise MessageError(f"an entry on {topic.value} cannot be read: {error}") from error
+    if message.topic is not topic:
+        raise MessageError(
+            f"message {message.event_id} on {topic.value} says that it belongs on {message.topic.value}"
+        )
+    try:
+        payload = unseal(message)
+    except MessageError as error:
+        payload = error
+    return _envelope(data, message, payload)
+
+
+def _envelope(data: bytes, message: OonaMessage, payload: Payload | MessageError) -> Envelope:
+    envelope = Envelope(
+        payload,
+        topic=message.topic,
+        sender_id=message.sender_id,
+        timestamp=message.timestamp,
+        trace_id=message.trace_id,
+        traceparent=message.traceparent,
+    )
+    envelope.event_id = message.event_id
+    envelope.data = data
+    return envelope
+
+
+def _with_typed_payload(topic: TopicNames) -> type[OonaMessage]:
+    """Return the contract of a message on this topic, of this major version, payload included.
+
+    Reading bytes with it is one pass instead of two.
+    """
+    major, _, _ = SCHEMA_VERSIONS[topic].partition(".")
+    fields: dict[str, Any] = {
+        "topic": (Literal[topic], ...),
+        "schema_version": (str, Field(pattern=rf"^{major}\.\d{{1,4}}$")),
+        "payload": (PAYLOADS[topic], ...),
+    }
+    return create_model(f"{PAYLOADS[topic].__name__}Message", __base__=OonaMessage, **fields)
+
+
+_KNOWN: Mapping[TopicNames, type[OonaMessage]] = {
+    topic: _with_typed_payload(topic) for topic in TopicNames
+}
+
+_quoted = lru_cache(maxsize=1024)(json.dumps)
+"""Senders and traces come again and again."""
