@@ -110,7 +110,7 @@ async def test_what_is_awaited_keeps_its_place_behind_what_is_on_disk() -> None:
     for envelope in before:
         queue.put(envelope)
     awaited, after = message(COMMANDS), message(EPOCH, 999)
-    queue.put_awaited([awaited], Receipt(1))
+    queue.put_awaited([awaited], Receipt(1, deadline=0.0))
     queue.put(after)
     assert len(queue) == 207
     taken: list[str] = []

@@ -55,8 +55,7 @@ async def test_concurrent_publishes_all_arrive(
     async with connect(make_url()) as bus:
         await bus.create_group([HEALTH], group="readers")
         sends = [bus.publish(health(n), sender_id="tests", trace_id="r") for n in range(3000)]
-        messages = await asyncio.gather(*sends)
-        assert len({message.event_id for message in messages}) == 3000
+        assert len(set(await asyncio.gather(*sends))) == 3000
         assert sorted(await take(bus, 3000)) == list(range(3000))
 
 

@@ -20,6 +20,7 @@ from esper.contracts import (
     TopicNames,
 )
 from esper.oona import open_redis_bus
+from esper.oona.envelope import enclose
 from esper.oona.redis_watch import num_trimmed
 from esper.testkit.redis import RedisServer, start_redis
 
@@ -192,12 +193,12 @@ async def test_entries_that_are_no_messages_go_to_the_dead_letters(
     url = redis_url()
     async with connect(url) as bus, raw_client(url) as raw:
         await bus.create_group(TopicNames, group="readers")
-        command = await bus.publish(samples[COMMANDS], sender_id="tests", trace_id="run-1")
-        bad_entries = [
+        command = enclose(samples[COMMANDS], sender_id="tests", trace_id="run-1").data
+        bad_entries: list[dict[str, str | bytes]] = [
             {"other": "field"},
             {"message": b"\xff not json"},
             {"message": '{"topic": "system.events.epoch"}'},
-            {"message": command.model_dump_json()},  # on the wrong topic
+            {"message": command},  # on the wrong topic
         ]
         for fields in bad_entries:
             await raw.xadd(stream_key(url, HEALTH), fields)
@@ -213,7 +214,7 @@ async def test_entries_that_are_no_messages_go_to_the_dead_letters(
     assert "no envelope" in reasons[1]
     assert "no envelope" in reasons[2]
     assert "belongs on control.kasmina.commands" in reasons[3]
-    assert letters[3][b"message"] == command.model_dump_json().encode()
+    assert letters[3][b"message"] == command
     assert pending["pending"] == 0
     assert capsys.readouterr().err.count("went to the dead letters") == 4
 

@@ -138,6 +138,7 @@ from esper.contracts.sizes import (
     evaluate_size,
 )
 from esper.contracts.tracing import (
+    Trace,
     handling,
     trace_for,
 )
@@ -220,6 +221,7 @@ __all__ = [
     "SiteKind",
     "SystemStatePacket",
     "TopicNames",
+    "Trace",
     "UnknownSchemeError",
     "UtcDatetime",
     "ValidationReport",

@@ -1,11 +1,12 @@
 """What travels on Oona: the envelope, the seven topics, and exactly one payload model for each."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from pydantic import Field, ValidationError
 
@@ -85,6 +86,7 @@ A minor version only adds optional fields, so any minor of the same major can be
 cannot. 1.1 added `traceparent`.
 """
 
+_VERSION = re.compile(r"^[0-9]{1,4}\.[0-9]{1,4}$")
 _TOPIC_OF: Mapping[type[Contract], TopicNames] = {model: t for t, model in PAYLOADS.items()}
 
 
@@ -99,7 +101,7 @@ class OonaMessage(Contract):
     """Follows a request across services; the run's id for everything that belongs to a run."""
     topic: TopicNames
     schema_version: str = Field(
-        default_factory=lambda data: SCHEMA_VERSIONS[data["topic"]], pattern=r"^\d{1,4}\.\d{1,4}$"
+        default_factory=lambda data: SCHEMA_VERSIONS[data["topic"]], pattern=_VERSION.pattern
     )
     """As in `SCHEMA_VERSIONS`."""
     traceparent: str | None = Field(
@@ -162,7 +164,8 @@ def unseal(message: OonaMessage) -> Payload:
     """
     model = PAYLOADS[message.topic]
     try:
-        return model.model_validate(message.payload, extra=_unknown_fields(message))
+        unknown = "ignore" if _is_newer(message) else None  # None: as the model says
+        return model.model_validate(message.payload, extra=unknown)
     except ValidationError as error:
         raise MessageError(
             f"message {message.event_id} on {message.topic} is not a valid {model.__name__}: "
@@ -178,34 +181,46 @@ def parse_message(data: bytes | str) -> OonaMessage:
 
     """
     try:
-        fields: Any = json.loads(data)
-    except ValueError as error:  # JSON that is none, or bytes that are no UTF-8
-        raise MessageError(f"no envelope: it is not JSON ({error})") from error
-    version: Any = (
-        cast("dict[str, Any]", fields).get("schema_version") if isinstance(fields, dict) else None
-    )
-    ignore = False
-    if isinstance(version, str) and (numbers := _numbers(version)):
-        known = max(_numbers(version) or (0, 0) for version in SCHEMA_VERSIONS.values())
-        if numbers[0] != known[0]:
-            raise MessageError(
-                f"schema version {version} is of another major version than the {known[0]}.x that "
-                "can be read here; upgrade whichever side is older, then requeue the message"
-            )
-        ignore = numbers > known
-    try:
-        return OonaMessage.model_validate_json(data, extra="ignore" if ignore else None)
+        message = OonaMessage.model_validate_json(data)
     except ValidationError as error:
-        raise MessageError(f"no envelope: {error}") from error
+        try:  # a newer minor version has fields that this one does not know
+            message = OonaMessage.model_validate_json(data, extra="ignore")
+        except ValidationError:
+            message = None
+        if message is None or not _is_newer(message):
+            _check_major(_version_in(data))
+            raise MessageError(f"no envelope: {error}") from error
+    _check_major(message.schema_version)
+    return message
 
 
-def _unknown_fields(message: OonaMessage) -> Literal["ignore"] | None:
-    """Say what to do about fields that the model does not have; None: what the model says."""
-    written, known = _numbers(message.schema_version), _numbers(SCHEMA_VERSIONS[message.topic])
-    return "ignore" if written and known and written > known else None
+def _is_newer(message: OonaMessage) -> bool:
+    """Tell whether the message is of a newer minor version than ours, or of a newer major one."""
+    return _numbers(message.schema_version) > _numbers(SCHEMA_VERSIONS[message.topic])
 
 
-def _numbers(version: str) -> tuple[int, int] | None:
-    """Return major and minor, if the text is a version."""
+def _check_major(version: str | None) -> None:
+    """Raise `MessageError` if `version` is one of another major version."""
+    known = next(iter(SCHEMA_VERSIONS.values())).partition(".")[0]
+    if version is not None and version.partition(".")[0] != known:
+        raise MessageError(
+            f"schema version {version} is of another major version than the {known}.x that can be "
+            "read here; upgrade whichever side is older, then requeue the message"
+        )
+
+
+def _version_in(data: bytes | str) -> str | None:
+    """Return what bytes that are no envelope of ours say of their version, if anything."""
+    try:
+        fields: Any = json.loads(data)
+    except ValueError:  # JSON that is none, or bytes that are no UTF-8
+        return None
+    if not isinstance(fields, dict):
+        return None
+    version = cast("dict[str, Any]", fields).get("schema_version")
+    return version if isinstance(version, str) and _VERSION.fullmatch(version) else None
+
+
+def _numbers(version: str) -> tuple[int, int]:
     major, _, minor = version.partition(".")
-    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+    return int(major), int(minor)

@@ -101,8 +101,8 @@ class Bus(Protocol):
 
     async def publish(
         self, payload: Payload, *, sender_id: str, trace_id: str | None = None
-    ) -> OonaMessage:
-        """Send `payload` on its topic and return the envelope once the bus has it.
+    ) -> str:
+        """Send `payload` on its topic and return its event id once the bus has it.
 
         Args:
             payload: of a model that some topic carries.

@@ -7,7 +7,8 @@ must be: late and outside of the publisher's thread on the way out, never within
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from threading import Lock
 from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, create_model
@@ -19,6 +20,7 @@ from esper.contracts import (
     OonaMessage,
     Payload,
     TopicNames,
+    Trace,
     new_id,
     parse_message,
     topic_of,
@@ -27,6 +29,8 @@ from esper.contracts import (
     utc_now,
 )
 
+_naming = Lock()
+
 
 class Envelope:
     """An envelope with its payload; what is expensive is done once, when it is asked for.
@@ -34,41 +38,53 @@ class Envelope:
     Several threads may share one.
     """
 
+    __slots__ = (
+        "_data",
+        "_event_id",
+        "_payload",
+        "sender_id",
+        "timestamp",
+        "topic",
+        "trace_id",
+        "traceparent",
+    )
+
     def __init__(
         self,
         payload: Payload | MessageError,
-        *,
         topic: TopicNames,
         sender_id: str,
         timestamp: datetime,
-        trace_id: str,
-        traceparent: str | None,
+        trace: Trace,
+        *,
+        event_id: str | None = None,
+        data: bytes | None = None,
     ) -> None:
         self._payload = payload
         self.topic = topic
         self.sender_id = sender_id
         self.timestamp = timestamp
         """When it was published, in UTC."""
-        self.trace_id = trace_id
-        self.traceparent = traceparent
+        self.trace_id, self.traceparent = trace
+        self._event_id = event_id
+        self._data = data
 
-    @cached_property
+    @property
     def event_id(self) -> str:
         """Names the message, however often it is sent and delivered."""
-        return self.__dict__.setdefault("event_id", new_id())  # atomic: for all threads the same
+        if self._event_id is None:
+            with _naming:  # or two threads could give it two names
+                self._event_id = self._event_id or new_id()
+        return self._event_id
 
-    @cached_property
+    @property
     def data(self) -> bytes:
         """The envelope as JSON in UTF-8: as it was read, or as it is sent."""
-        parent = "null" if self.traceparent is None else f'"{self.traceparent}"'
-        return (
-            f'{{"event_id":"{self.event_id}","sender_id":{_quoted(self.sender_id)},'
-            f'"timestamp":"{self.timestamp.isoformat()}","trace_id":{_quoted(self.trace_id)},'
-            f'"topic":"{self.topic.value}","schema_version":"{SCHEMA_VERSIONS[self.topic]}",'
-            f'"traceparent":{parent},"payload":{self.payload().model_dump_json()}}}'
-        ).encode()
+        if self._data is None:
+            self._data = self._encode()
+        return self._data
 
-    @cached_property
+    @property
     def message(self) -> OonaMessage:
         """The envelope as the contract has it."""
         return parse_message(self.data)
@@ -78,6 +94,15 @@ class Envelope:
         if isinstance(self._payload, MessageError):
             raise self._payload
         return self._payload
+
+    def _encode(self) -> bytes:
+        parent = "null" if self.traceparent is None else f'"{self.traceparent}"'
+        return (
+            f'{{"event_id":"{self.event_id}","sender_id":{_quoted(self.sender_id)},'
+            f'"timestamp":"{self.timestamp.isoformat()}","trace_id":{_quoted(self.trace_id)},'
+            f'"topic":"{self.topic.value}","schema_version":"{SCHEMA_VERSIONS[self.topic]}",'
+            f'"traceparent":{parent},"payload":{self.payload().model_dump_json()}}}'
+        ).encode()
 
 
 def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelope:
@@ -98,14 +123,7 @@ def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelo
         raise MessageError(
             f"a message needs a sender and a trace; got {sender_id!r} and {trace_id!r}"
         )
-    return Envelope(
-        payload,
-        topic=topic,
-        sender_id=sender_id,
-        timestamp=utc_now(),
-        trace_id=trace.trace_id,
-        traceparent=trace.traceparent,
-    )
+    return Envelope(payload, topic, sender_id, utc_now(), trace)
 
 
 def decode(data: bytes, *, topic: TopicNames) -> Envelope:
@@ -142,17 +160,15 @@ def _decode_carefully(data: bytes, *, topic: TopicNames) -> Envelope:
 
 
 def _envelope(data: bytes, message: OonaMessage, payload: Payload | MessageError) -> Envelope:
-    envelope = Envelope(
+    return Envelope(
         payload,
-        topic=message.topic,
-        sender_id=message.sender_id,
-        timestamp=message.timestamp,
-        trace_id=message.trace_id,
-        traceparent=message.traceparent,
+        message.topic,
+        message.sender_id,
+        message.timestamp,
+        Trace(message.trace_id, message.traceparent),
+        event_id=message.event_id,
+        data=data,
     )
-    envelope.event_id = message.event_id
-    envelope.data = data
-    return envelope
 
 
 def _with_typed_payload(topic: TopicNames) -> type[OonaMessage]:

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from esper.contracts import (
     BackendUnavailableError,
     DeadLetter,
-    OonaMessage,
     Payload,
     TopicNames,
     trace_for,
@@ -77,12 +76,12 @@ class MemoryBus:
 
     async def publish(
         self, payload: Payload, *, sender_id: str, trace_id: str | None = None
-    ) -> OonaMessage:
-        """Publish and return the envelope."""
+    ) -> str:
+        """Publish and return the event id."""
         envelope = enclose(payload, sender_id=sender_id, trace_id=trace_id)
         self._opened().publish([envelope])
         await self._give_way()
-        return envelope.message
+        return envelope.event_id
 
     async def publish_many(
         self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None

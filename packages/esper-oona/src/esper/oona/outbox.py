@@ -15,6 +15,9 @@ from esper.oona.outbox_queue import Entry, OutboxQueue, Receipt
 _BATCH = 100
 """Messages per round trip; larger batches gain little and are resent whole when a connection breaks."""
 
+_EXPIRE_SECONDS = 0.25
+"""How often the deadlines of those who wait are looked at."""
+
 _log = get_logger(__name__)
 
 
@@ -57,6 +60,8 @@ class Outbox:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._waiting: set[Receipt] = set()
+        self._expiry: asyncio.TimerHandle | None = None
         self._progress = asyncio.Condition()
         self._trouble = "the bus is slow"
 
@@ -89,17 +94,19 @@ class Outbox:
         """
         if not messages:
             return
-        receipt = Receipt(len(messages))
+        loop = asyncio.get_running_loop()
+        receipt = Receipt(len(messages), loop.time() + timeout_seconds)
         self._queue.put_awaited(messages, receipt)
         self._wake.set()
+        self._waiting.add(receipt)
+        if (
+            self._expiry is None
+        ):  # one timer for all: a timeout for each costs as much as sending it
+            self._expiry = loop.call_later(_EXPIRE_SECONDS, self._expire)
         try:
-            await receipt.wait(timeout_seconds)
-        except TimeoutError:
-            raise BackendUnavailableError(
-                f"{len(messages)} message(s) are not known to have arrived within "
-                f"{timeout_seconds:.0f} s: {self._trouble}. Publish again what matters: what was on its "
-                "way may still arrive, so a handler could see it twice"
-            ) from None
+            await receipt.done
+        finally:
+            self._waiting.discard(receipt)
 
     async def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything queued so far is settled; tell whether that happened in time."""
@@ -125,6 +132,20 @@ class Outbox:
         if lost := self.lost:
             _log.warning("messages were lost", **{topic.value: n for topic, n in lost.items()})
 
+    def _expire(self) -> None:
+        """Tell those who have waited too long, and look again as long as anybody waits."""
+        loop = asyncio.get_running_loop()
+        for receipt in self._waiting:
+            if receipt.deadline <= loop.time() and not receipt.done.done():
+                receipt.done.set_exception(
+                    BackendUnavailableError(
+                        f"{receipt.num_messages} message(s) are not known to have arrived in time: "
+                        f"{self._trouble}. Publish again what matters: what was on its way may still "
+                        "arrive, so a handler could see it twice"
+                    )
+                )
+        self._expiry = loop.call_later(_EXPIRE_SECONDS, self._expire) if self._waiting else None
+
     def _is_settled(self, target: int) -> bool:
         oldest = self._in_flight[0].sequence if self._in_flight else self._queue.oldest_sequence()
         return oldest is None or oldest > target
@@ -146,7 +167,7 @@ class Outbox:
         reported = False
         while True:
             try:
-                outcome = await self._send(self._in_flight)
+                outcome = await self._send_and_prepare(self._in_flight)
                 self._trouble = "the server takes no messages at the moment"
                 self._settle(outcome)
                 self._in_flight = outcome.again
@@ -160,6 +181,16 @@ class Outbox:
             await asyncio.sleep(next(pauses))
         if reported:
             _log.warning("the bus takes messages again")
+
+    async def _send_and_prepare(self, batch: Sequence[Entry]) -> Outcome:
+        """Send a batch, and encode the next one while the server is at work."""
+        sending = asyncio.ensure_future(self._send(batch))
+        try:
+            await asyncio.sleep(0)  # it is on its way after this
+            self._queue.prepare(_BATCH)
+            return await sending
+        finally:
+            sending.cancel()  # does nothing unless we were cancelled
 
     def _settle(self, outcome: Outcome) -> None:
         """Tell those who wait; count what nobody waits for and will never arrive."""

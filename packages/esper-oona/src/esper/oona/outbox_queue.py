@@ -7,6 +7,7 @@ oldest: it is plentiful, and the newest is worth the most. Everything else goes 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import islice
 from threading import Lock
 from typing import NamedTuple
 
@@ -25,31 +26,27 @@ _log = get_logger(__name__)
 
 
 class Receipt:
-    """Lets a publisher wait until all of its messages have arrived."""
+    """Lets a publisher wait, until a deadline of its loop, for all of its messages to arrive."""
 
-    def __init__(self, num_messages: int) -> None:
-        self.is_withdrawn = False
-        """The publisher gave up: what is still queued is not sent."""
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    __slots__ = ("_num_missing", "deadline", "done", "num_messages")
+
+    def __init__(self, num_messages: int, deadline: float) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Once it is, by whatever way, nobody waits any more: what is still queued is not sent."""
+        self.deadline = deadline
+        """In the loop's seconds."""
+        self.num_messages = num_messages
         self._num_missing = num_messages
 
     def settle(self, error: Exception | None = None) -> None:
         """Note that one message has arrived, or never will."""
         self._num_missing -= 1
-        if self._done.done():
+        if self.done.done():
             return
         if error is not None:
-            self._done.set_exception(error)
+            self.done.set_exception(error)
         elif not self._num_missing:
-            self._done.set_result(None)
-
-    async def wait(self, timeout_seconds: float) -> None:
-        """Wait for all. Raises `TimeoutError`, or the first error noted."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._done
-        finally:
-            self.is_withdrawn = True
+            self.done.set_result(None)
 
 
 class Entry(NamedTuple):
@@ -171,9 +168,17 @@ class OutboxQueue:
                 entry = self._older().popleft()
                 if isinstance(entry, _Spilled):
                     self._read_back(entry)
-                elif entry.receipt is None or not entry.receipt.is_withdrawn:
+                elif entry.receipt is None or not entry.receipt.done.done():
                     taken.append(entry)
             return taken
+
+    def prepare(self, limit: int) -> None:
+        """Encode the messages that are taken next, or most of them."""
+        with self._lock:
+            entries = [*islice(self._others, limit), *islice(self._telemetry, limit)][:limit]
+        for entry in entries:
+            if isinstance(entry, Entry):
+                entry.envelope.data  # noqa: B018 - asking for it makes it
 
     def oldest_sequence(self) -> int | None:
         """Return the sequence number of the oldest queued message, if there is one."""
@@ -273,6 +278,6 @@ class OutboxQueue:
 
 def _refuse(entries: Sequence[Entry]) -> None:
     for entry in entries:
-        if entry.receipt is not None and not entry.receipt.is_withdrawn:
+        if entry.receipt is not None and not entry.receipt.done.done():
             error = "the bus was closed before a message arrived; publish it again"
             entry.receipt.settle(BackendUnavailableError(error))

@@ -157,8 +157,7 @@ class RedisConsumer:
             try:
                 if self._blocking_id is None:
                     self._blocking_id = await self._blocking.client_id()
-                await self._send_acks()
-                await self.reader.fetch()
+                await self._read_and_acknowledge()
             except DRIVER_ERRORS as error:
                 self._blocking_id = None
                 if self._is_stopped:
@@ -178,6 +177,15 @@ class RedisConsumer:
             if not self._is_stopped and (entry := self.reader.pop()):
                 return entry
         return None
+
+    async def _read_and_acknowledge(self) -> None:
+        """Do both at once, on two connections; neither is left half done if the other fails."""
+        acknowledging = asyncio.create_task(self._send_acks(), name="oona-acks")
+        try:
+            await self.reader.fetch()
+        finally:
+            await asyncio.wait({acknowledging})
+        acknowledging.result()
 
     async def _end_fetching(self) -> None:
         """Have the server end a blocking read, so that nothing is handed to nobody."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.contracts import DeadLetter, OonaMessage, Payload, TopicNames, get_logger, trace_for
+from esper.contracts import DeadLetter, Payload, TopicNames, get_logger, trace_for
 from esper.oona.delivery import BusDelivery, check_subscription
 from esper.oona.envelope import enclose
 from esper.oona.journal import Journal
@@ -88,12 +88,12 @@ class RedisBus:
 
     async def publish(
         self, payload: Payload, *, sender_id: str, trace_id: str | None = None
-    ) -> OonaMessage:
-        """Publish, after what was queued before, and return the envelope once the server has it."""
+    ) -> str:
+        """Publish, after what was queued before, and return the event id once the server has it."""
         self._opened()
         envelope = enclose(payload, sender_id=sender_id, trace_id=trace_id)
         await self._outbox.publish([envelope], PATIENCE_SECONDS)
-        return envelope.message
+        return envelope.event_id
 
     async def publish_many(
         self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
