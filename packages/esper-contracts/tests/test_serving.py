@@ -11,6 +11,7 @@ import pytest
 
 from esper.contracts import (
     BackendUnavailableError,
+    BusHealth,
     DeadLetter,
     FieldReport,
     MessageError,
@@ -119,6 +120,9 @@ class ShortBus:
 
     async def requeue(self, letter_id: str) -> None:
         raise NotFoundError(letter_id)
+
+    async def health(self) -> BusHealth:
+        return BusHealth(address="short", is_reachable=True)
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:

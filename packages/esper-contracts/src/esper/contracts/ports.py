@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from esper.contracts.blueprints import Blueprint, BlueprintIR
+from esper.contracts.bus_health import BusHealth
 from esper.contracts.kernels import (
     CompiledKernelArtifact,
     Endorsement,
@@ -82,8 +83,8 @@ class Delivery(Protocol):
 class Bus(Protocol):
     """A message bus: at-least-once delivery to each consumer group.
 
-    One client belongs to the event loop that opened it; only `publish_nowait` and `lost` may be used
-    from other threads.
+    One client belongs to the event loop that opened it; only `publish_nowait`, `health` and `lost` may
+    be used from other threads.
     """
 
     async def open(self) -> None:
@@ -176,6 +177,14 @@ class Bus(Protocol):
         Raises:
             NotFoundError: if there is no such letter.
 
+        """
+        ...
+
+    async def health(self) -> BusHealth:
+        """Return how the bus stands: its server, its topics, and how far each group is.
+
+        From any thread and event loop, also while the client is closed or its server is away: then
+        the answer says so. It never raises for that.
         """
         ...
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from threading import Lock
 
-from esper.contracts import DeadLetter, TopicNames, get_logger
+from esper.contracts import DeadLetter, TopicHealth, TopicNames, get_logger, utc_now
+from esper.oona.broker_health import topic_health
 from esper.oona.delivery import MAX_BACKLOG, MAX_DEAD_LETTERS, exhausted, tell_dead_letter
 from esper.oona.envelope import Envelope
 
@@ -26,7 +27,8 @@ _log = get_logger(__name__)
 class Consumer:
     """One consumer of a group, in its own event loop; holds messages and waits for them."""
 
-    def __init__(self, topics: Collection[TopicNames], group: str) -> None:
+    def __init__(self, topics: Collection[TopicNames], group: str, name: str) -> None:
+        self.name = name
         self.topics = frozenset(topics)
         self.group = group
         self._loop = asyncio.get_running_loop()
@@ -280,6 +282,21 @@ class Broker:
                 for groups in self._queues.values()
                 for queue in groups.values()
             )
+
+    def health(self) -> tuple[TopicHealth, ...]:
+        """Return how every topic that has groups stands."""
+        with self._lock:
+            letters = Counter((letter.topic, letter.group) for letter, _ in self._letters.values())
+            topics = [
+                topic_health(topic, queues, letters, now=utc_now())
+                for topic, queues in self._queues.items()
+            ]
+        return tuple(topic for topic in topics if topic is not None)
+
+    def num_letters(self) -> int:
+        """Count the dead letters."""
+        with self._lock:
+            return len(self._letters)
 
     def groups(self) -> set[str]:
         """Return the groups that messages are kept for."""

@@ -5,14 +5,17 @@ over as they are; what JSON does to them over Redis is the identity (tests/test_
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import MappingProxyType
 
 from esper.contracts import (
     BackendUnavailableError,
+    BusHealth,
     DeadLetter,
     Payload,
     TopicNames,
@@ -136,7 +139,7 @@ class MemoryBus:
         """
         broker = self._opened()
         check_subscription(topics, consumer, prefetch)
-        reader = Consumer(topics, group)
+        reader = Consumer(topics, group, consumer)
         holder = _MemoryHolder(broker, reader, self._options.reclaim_after_seconds, self._give_way)
         self._consumers.add(reader)
         broker.create_group(topics, group)
@@ -166,6 +169,26 @@ class MemoryBus:
         if not self._opened().requeue(letter_id):
             raise unknown_letter(letter_id)
 
+    async def health(self) -> BusHealth:
+        """Return how the broker stands; from any thread, open or not."""
+        address, lost = f"memory://{self._options.name}", dict(self.lost)
+        broker = self._broker
+        if broker is None:
+            problem = str(_not_open(self._options))
+            return BusHealth(address=address, is_reachable=False, problem=problem, lost=lost)
+        asked_at = time.monotonic()
+        topics = broker.health()
+        return BusHealth(
+            address=address,
+            is_reachable=True,
+            server="memory",
+            version=version("esper-oona"),
+            round_trip_seconds=time.monotonic() - asked_at,
+            topics=topics,
+            num_dead_letters=broker.num_letters(),
+            lost=lost,
+        )
+
     @property
     def lost(self) -> Mapping[TopicNames, int]:
         """Messages published while the client was not open, or dropped by the broker, by topic."""
@@ -180,10 +203,14 @@ class MemoryBus:
 
     def _opened(self) -> Broker:
         if self._broker is None:
-            raise BackendUnavailableError(
-                f"the bus memory://{self._options.name} is not open; await open() first"
-            )
+            raise _not_open(self._options)
         return self._broker
+
+
+def _not_open(options: MemoryOptions) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"the bus memory://{options.name} is not open; await open() first"
+    )
 
 
 @dataclass(frozen=True)

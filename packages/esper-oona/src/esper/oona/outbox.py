@@ -70,6 +70,11 @@ class Outbox:
         """Messages that never reached the bus, by topic."""
         return self._queue.lost
 
+    @property
+    def num_queued(self) -> int:
+        """Messages that are on their way to the bus."""
+        return len(self._queue) + len(self._in_flight)
+
     def start(self) -> None:
         """Begin to take and send messages, in the running loop."""
         self._loop = asyncio.get_running_loop()

@@ -9,7 +9,14 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.contracts import DeadLetter, Payload, TopicNames, get_logger, trace_for
+from esper.contracts import (
+    BusHealth,
+    DeadLetter,
+    Payload,
+    TopicNames,
+    get_logger,
+    trace_for,
+)
 from esper.oona.delivery import BusDelivery, check_subscription
 from esper.oona.envelope import enclose
 from esper.oona.journal import Journal
@@ -27,6 +34,7 @@ from esper.oona.redis_client import (
 )
 from esper.oona.redis_consumer import RedisConsumer
 from esper.oona.redis_group import GroupEntry, create_group, remove_group
+from esper.oona.redis_health import look
 from esper.oona.redis_letters import list_letters, requeue_letter, stream_key
 from esper.oona.redis_producer import RedisProducer
 
@@ -181,6 +189,10 @@ class RedisBus:
         await self._patiently(lambda: requeue_letter(client, self._options, letter_id))
         for consumer in self._consumers:
             consumer.reader.look_soon()
+
+    async def health(self) -> BusHealth:
+        """Return how the bus stands; from any thread, open or not, over a connection of its own."""
+        return await look(self._options, num_queued=self._outbox.num_queued, lost=self.lost)
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
