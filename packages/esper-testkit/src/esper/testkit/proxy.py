@@ -129,21 +129,33 @@ class TcpProxy:
         self._is_listening.set()
         await self._is_over.wait()
         server.close()
-        for connection in list(self._connections):
-            connection.cut()
+        writers = [writer for connection in self._connections for writer in connection.writers]
+        await self._drop()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for writer in writers:
+            with suppress(OSError):
+                await writer.wait_closed()
+        await server.wait_closed()  # also for a client that comes in this very moment
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._forward(reader, writer))
+        connection = _Connection(writer)
+        if self._is_over.is_set():
+            connection.cut()
+            return
+        self._connections.add(connection)  # not in the task, which may be cancelled unbegun
+        task = asyncio.create_task(self._forward(connection, reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection(writer)
-        self._connections.add(connection)
+    async def _forward(
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         host, port = self._server
         try:
             await self._flowing.wait()
