@@ -32,7 +32,8 @@ from esper.testkit.redis import BINARIES, RedisServer
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
 
-_DEADLINE_SECONDS = 30.0
+_DEADLINE_SECONDS = 120.0
+"""A failover takes seconds, on a busy machine many."""
 
 
 @pytest.hookimpl(tryfirst=True)

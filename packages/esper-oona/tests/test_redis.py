@@ -16,6 +16,7 @@ from esper.contracts import (
     Bus,
     Delivery,
     HealthSignal,
+    KeyTakenError,
     Payload,
     TopicNames,
 )
@@ -266,9 +267,9 @@ async def test_refused_message_is_counted_and_holds_up_no_other(
         publish(bus, health(0))
         assert await bus.flush(10.0)
         assert bus.lost == {COMMANDS: 1}
-        with pytest.raises(BackendUnavailableError, match="refused a command: WRONGTYPE"):
+        with pytest.raises(KeyTakenError, match=r"no stream under a key .*WRONGTYPE.*prefix="):
             await bus.publish(samples[COMMANDS], sender_id="tests", trace_id="run-1")
-        with pytest.raises(BackendUnavailableError, match="refused a command: WRONGTYPE"):
+        with pytest.raises(KeyTakenError, match=r"no stream under a key .*WRONGTYPE.*prefix="):
             await anext(bus.subscribe([COMMANDS], group="readers", consumer="one"))
         reader = bus.subscribe([HEALTH], group="readers", consumer="one")
         assert await read_until(reader, 0) == [0]

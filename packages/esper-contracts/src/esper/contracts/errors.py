@@ -45,8 +45,28 @@ class BackendUnavailableError(EsperError, ConnectionError):
     """A server cannot be reached or refuses the credentials."""
 
 
+class AccessRefusedError(BackendUnavailableError, PermissionError):
+    """A server answers, but refuses our credentials or forbids us what we need."""
+
+
+class ReadOnlyServerError(BackendUnavailableError):
+    """A server answers, but is a replica that takes no writes."""
+
+
+class ServerFullError(BackendUnavailableError):
+    """A server answers, but takes no writes until it has disk or memory again."""
+
+
+class KeyTakenError(BackendUnavailableError):
+    """A server keeps something else under a name that Esper needs."""
+
+
 class MessageError(EsperError, ValueError):
     """A message cannot be encoded, decoded, or does not belong on its topic."""
+
+
+class MessageTooLargeError(MessageError):
+    """A message is larger than the bus takes."""
 
 
 class ChainError(EsperError, ValueError):

@@ -17,6 +17,7 @@ from esper.contracts import (
     PAYLOADS,
     SCHEMA_VERSIONS,
     MessageError,
+    MessageTooLargeError,
     OonaMessage,
     Payload,
     TopicNames,
@@ -28,6 +29,11 @@ from esper.contracts import (
     unseal,
     utc_now,
 )
+
+MAX_MESSAGE_BYTES = 1_048_576
+"""Of a message as JSON. Ours have a few hundred; a stray megabyte would hold up every other message."""
+_LONG_NAMES = 10_000
+"""Characters of sender and trace together from which on a message is measured whatever it carries."""
 
 _naming = Lock()
 
@@ -115,6 +121,7 @@ def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelo
 
     Raises:
         MessageError: if no topic carries the payload, or sender or trace is empty.
+        MessageTooLargeError: if it is larger than a bus takes.
 
     """
     topic = topic_of(payload)
@@ -123,7 +130,21 @@ def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelo
         raise MessageError(
             f"a message needs a sender and a trace; got {sender_id!r} and {trace_id!r}"
         )
-    return Envelope(payload, topic, sender_id, utc_now(), trace)
+    envelope = Envelope(payload, topic, sender_id, utc_now(), trace)
+    if topic not in _SMALL or len(sender_id) + len(trace.trace_id) > _LONG_NAMES:
+        _check_size(envelope)
+    return envelope
+
+
+def _check_size(envelope: Envelope) -> None:
+    """Raise `MessageTooLargeError` before anything large is on its way."""
+    num_bytes = len(envelope.data)
+    if num_bytes > MAX_MESSAGE_BYTES:
+        raise MessageTooLargeError(
+            f"a message on {envelope.topic.value} from {envelope.sender_id[:100]!r} has {num_bytes:,} "
+            f"bytes as JSON; the bus takes up to {MAX_MESSAGE_BYTES:,}. Send less in it: put the bulk "
+            "into the artifact store and its hash into the message, or publish several"
+        )
 
 
 def decode(data: bytes, *, topic: TopicNames) -> Envelope:
@@ -188,6 +209,9 @@ def _with_typed_payload(topic: TopicNames) -> type[OonaMessage]:
 _KNOWN: Mapping[TopicNames, type[OonaMessage]] = {
     topic: _with_typed_payload(topic) for topic in TopicNames
 }
+
+_SMALL = frozenset({TopicNames.TELEMETRY_SEED_HEALTH})
+"""Topics whose payloads are a few numbers and need no measuring; the training thread publishes them."""
 
 _quoted = lru_cache(maxsize=1024)(json.dumps)
 """Senders and traces come again and again."""

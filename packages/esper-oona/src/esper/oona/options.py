@@ -1,6 +1,7 @@
 """Bus URLs, checked: what `open_memory_bus` and `open_redis_bus` are told, as frozen options.
 
-No message quotes the URL itself, because a mistyped one may carry the password anywhere.
+No message quotes the URL itself, because a mistyped one may carry the password anywhere. The forms for
+Sentinel and Cluster are those that other Python projects have settled on.
 """
 
 import math
@@ -8,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from esper.contracts import ConfigError
@@ -16,9 +18,26 @@ DEFAULT_RECLAIM_AFTER_SECONDS = 60.0
 DEFAULT_MAX_DELIVERIES = 5
 DEFAULT_PREFIX = "esper"
 DEFAULT_REDIS_PORT = 6379
+DEFAULT_SENTINEL_PORT = 26379
+
+type Layout = Literal["server", "sentinel", "cluster"]
+type Node = tuple[str, int]
+"""Host and port."""
 
 _MEMORY_FORM = "memory:// or memory://NAME"
-_REDIS_FORM = "redis[s]://[user:password@]host[:port][/db], user and password percent-encoded"
+_REDIS_FORMS = {
+    "server": "redis[s]://[user:password@]host[:port][/db]",
+    "sentinel": "redis[s]+sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]",
+    "cluster": "redis[s]+cluster://[user:password@]host[:port][,host[:port]…]",
+}
+_ENCODED = ", user and password percent-encoded"
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]@,\s]+)(?::(?P<port>\d+))?")
+_PATHS = {
+    "server": re.compile(r"/?|/(?P<db>\d+)"),
+    "sentinel": re.compile(r"/(?P<service>[^/]+)/?(?P<db>\d+)?"),
+    "cluster": re.compile(r"/?|/0"),
+}
+_SENTINEL_PARAMETERS = frozenset({"sentinel_username", "sentinel_password"})
 _TLS_PARAMETERS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
 
 
@@ -49,15 +68,20 @@ class MemoryOptions:
 class RedisOptions:
     """Which server, who we are to it, and how its streams are used."""
 
-    host: str
-    port: int
+    layout: Layout = "server"
+    nodes: tuple[Node, ...]
+    """The server; or those sentinels, or nodes of the cluster, that are asked for the rest."""
+    service: str | None = None
+    """The name that the sentinels know the servers by."""
     db: int
     username: str | None
     password: str | None = field(repr=False)
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
     tls: Mapping[str, str] | None
     """`ssl_…` settings of redis-py; None for a plain connection."""
     prefix: str
-    """Stream keys are `prefix:topic`."""
+    """Stream keys are `prefix:topic`; in braces on a cluster, so that one node has all of them."""
     reclaim_after_seconds: float
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
     """A message that was handed out so often in vain goes to the dead letters."""
@@ -66,37 +90,78 @@ class RedisOptions:
 
     @property
     def address(self) -> str:
-        """`host:port`."""
-        return f"{self.host}:{self.port}"
+        """`host:port`, or several of them, separated by commas."""
+        return ",".join(f"{host}:{port}" for host, port in self.nodes)
+
+    @property
+    def form(self) -> str:
+        """What a URL of this layout looks like."""
+        return _REDIS_FORMS[self.layout]
 
     @classmethod
     def from_url(cls, url: str) -> "RedisOptions":
         """Read `redis://…?prefix=esper&reclaim_after_seconds=60`. Raises `ConfigError`."""
-        parts = _split(url, schemes=("redis", "rediss"), form=_REDIS_FORM)
+        any_form = ", or ".join(_REDIS_FORMS.values()) + _ENCODED
+        schemes = [
+            f"{s}{plus}" for s in ("redis", "rediss") for plus in ("", "+sentinel", "+cluster")
+        ]
+        parts = _split(url, schemes=schemes, form=any_form)
+        scheme, _, kind = parts.scheme.partition("+")
+        layout = cast("Layout", kind or "server")
         known = {"prefix", "reclaim_after_seconds", "max_deliveries", "journal"}
-        secure = parts.scheme == "rediss"
-        query = _query(parts, known=known | _TLS_PARAMETERS if secure else known)
-        try:
-            port = parts.port
-        except ValueError:
-            raise ConfigError(f"bus URL has no valid port; expected {_REDIS_FORM}") from None
-        if not re.fullmatch(r"/?|/\d+", parts.path) or parts.fragment or not parts.hostname:
-            raise ConfigError(f"bus URL is malformed; expected {_REDIS_FORM}")
-        prefix = query.get("prefix", DEFAULT_PREFIX)
-        if not prefix:
-            raise ConfigError("bus parameter prefix is empty; expected a word such as 'esper'")
+        known |= _TLS_PARAMETERS if scheme == "rediss" else frozenset[str]()
+        known |= _SENTINEL_PARAMETERS if layout == "sentinel" else frozenset[str]()
+        query = _query(parts, known=known)
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = credentials.partition(":")
+        path = _PATHS[layout].fullmatch(parts.path)
+        if not path or parts.fragment or not hosts:
+            raise ConfigError(f"bus URL is malformed; expected {_REDIS_FORMS[layout]}{_ENCODED}")
+        found = path.groupdict()
+        tls = {name: query[name] for name in sorted(_TLS_PARAMETERS & set(query))}
         return cls(
-            host=parts.hostname,
-            port=DEFAULT_REDIS_PORT if port is None else port,
-            db=int(parts.path.removeprefix("/") or 0),
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            tls={k: query[k] for k in sorted(_TLS_PARAMETERS & set(query))} if secure else None,
-            prefix=prefix,
+            layout=layout,
+            nodes=_nodes(hosts, layout),
+            service=unquote(found["service"]) if "service" in found else None,
+            db=int(found.get("db") or 0),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+            sentinel_username=query.get("sentinel_username"),
+            sentinel_password=query.get("sentinel_password"),
+            tls=tls if scheme == "rediss" else None,
+            prefix=_prefix(query, layout),
             reclaim_after_seconds=_reclaim_after(query),
             max_deliveries=_max_deliveries(query),
             journal=_journal(query),
         )
+
+
+def _nodes(hosts: str, layout: Layout) -> tuple[Node, ...]:
+    """Read `host[:port][,host[:port]…]`; only a plain server is a single one."""
+    default = DEFAULT_SENTINEL_PORT if layout == "sentinel" else DEFAULT_REDIS_PORT
+    nodes: list[Node] = []
+    for text in [hosts] if layout == "server" else hosts.split(","):
+        match = _HOST.fullmatch(text)
+        if match is None or not 1 <= int(match["port"] or default) <= 65_535:
+            raise ConfigError(
+                f"bus URL has no valid host and port; expected {_REDIS_FORMS[layout]}{_ENCODED}"
+            )
+        nodes.append((match["host"].strip("[]"), int(match["port"] or default)))
+    return tuple(nodes)
+
+
+def _prefix(query: Mapping[str, str], layout: Layout) -> str:
+    prefix = query.get("prefix", DEFAULT_PREFIX)
+    if not prefix:
+        raise ConfigError("bus parameter prefix is empty; expected a word such as 'esper'")
+    if layout != "cluster":
+        return prefix
+    if "{" in prefix or "}" in prefix:
+        raise ConfigError(
+            f"bus parameter prefix is {prefix!r}; on a cluster, expected a word without braces, "
+            "which are put around it"
+        )
+    return f"{{{prefix}}}"
 
 
 def _split(url: str, *, schemes: Collection[str], form: str) -> SplitResult:

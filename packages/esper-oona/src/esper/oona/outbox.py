@@ -39,6 +39,8 @@ class Outcome(NamedTuple):
     """Not accepted now; worth another try."""
     refused: list[tuple[Entry, Exception]]
     """Will never be accepted, and why."""
+    trouble: BackendUnavailableError | None = None
+    """Why the first are not accepted now."""
 
 
 class Outbox:
@@ -63,7 +65,7 @@ class Outbox:
         self._waiting: set[Receipt] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._progress = asyncio.Condition()
-        self._trouble = "the bus is slow"
+        self._trouble = BackendUnavailableError("the bus is slow")
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
@@ -93,8 +95,8 @@ class Outbox:
         """Send messages, behind everything queued before, and wait until all have arrived.
 
         Raises:
-            BackendUnavailableError: if that takes too long; what is not on its way is withdrawn, and
-                what is may still arrive.
+            BackendUnavailableError: if that takes too long, or its child that says why; what is not
+                on its way is withdrawn, and what is may still arrive.
 
         """
         if not messages:
@@ -104,9 +106,7 @@ class Outbox:
         self._queue.put_awaited(messages, receipt)
         self._wake.set()
         self._waiting.add(receipt)
-        if (
-            self._expiry is None
-        ):  # one timer for all: a timeout for each costs as much as sending it
+        if self._expiry is None:  # one timer for all: one for each costs as much as sending it
             self._expiry = loop.call_later(_EXPIRE_SECONDS, self._expire)
         try:
             await receipt.done
@@ -143,7 +143,7 @@ class Outbox:
         for receipt in self._waiting:
             if receipt.deadline <= loop.time() and not receipt.done.done():
                 receipt.done.set_exception(
-                    BackendUnavailableError(
+                    type(self._trouble)(
                         f"{receipt.num_messages} message(s) are not known to have arrived in time: "
                         f"{self._trouble}. Publish again what matters: what was on its way may still "
                         "arrive, so a handler could see it twice"
@@ -173,15 +173,16 @@ class Outbox:
         while True:
             try:
                 outcome = await self._send_and_prepare(self._in_flight)
-                self._trouble = "the server takes no messages at the moment"
+                if outcome.trouble is not None:
+                    self._trouble = outcome.trouble
                 self._settle(outcome)
                 self._in_flight = outcome.again
             except BackendUnavailableError as error:
-                self._trouble = str(error)
+                self._trouble = error
             if not self._in_flight:
                 break
             if not reported:
-                _log.warning("messages wait for the bus", reason=self._trouble)
+                _log.warning("messages wait for the bus", reason=str(self._trouble))
                 reported = True
             await asyncio.sleep(next(pauses))
         if reported:

@@ -1,6 +1,7 @@
-"""Our view of redis-py: a client from options, the commands that we use with their types, its errors.
+"""Our view of redis-py: a client from options, and the commands that we use with their types.
 
-`redis_streams` and `redis_group` talk to the server through this; nothing else imports the driver.
+The other modules talk to the server through this. `redis_nodes` makes the connections, `redis_errors`
+says what a refusal means.
 """
 
 # ruff: noqa: D102 - the commands are described by Redis itself, under their own names
@@ -11,38 +12,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from esper.contracts import BackendUnavailableError
 from esper.oona.options import RedisOptions
 from esper.oona.outbox import backoff
-
-DRIVER_ERRORS = (RedisError, OSError)
-"""What a call to the driver may raise."""
-
-_CONNECT_SECONDS = 5.0
-_REPLY_SECONDS = 10.0
-"""Longer than any blocking read asks the server to block."""
+from esper.oona.redis_errors import DRIVER_ERRORS as DRIVER_ERRORS
+from esper.oona.redis_errors import is_passing as is_passing
+from esper.oona.redis_errors import unavailable as unavailable
+from esper.oona.redis_nodes import make_pool
 
 _MAX_CONNECTIONS = 10_000
 """The driver's own limit of 100 would refuse the next command instead of queueing it."""
 
 PATIENCE_SECONDS = 10.0
 """For how long publishing, acknowledging and group changes wait out an outage."""
-
-PASSING_CODES = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "OOM", "READONLY", "LOADING")
-"""What errors begin with that pass: a full disk or memory, a failover."""
 
 type Fields = dict[bytes, bytes]
 type StreamEntries = list[tuple[bytes, Fields | None]]
@@ -147,37 +130,8 @@ class Pipeline(Protocol):
 
 
 def connect(options: RedisOptions, *, max_connections: int = _MAX_CONNECTIONS) -> Commands:
-    """Return a client; nothing is sent before its first command.
-
-    The driver's retries are off: ours decide, and its jitter draws from the global random stream.
-    """
-    client = Redis(
-        host=options.host,
-        port=options.port,
-        db=options.db,
-        username=options.username,
-        password=options.password,
-        ssl=options.tls is not None,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_connect_timeout=_CONNECT_SECONDS,
-        socket_timeout=_REPLY_SECONDS,
-        socket_keepalive=True,
-        max_connections=max_connections,
-        **(options.tls or {}),  # pyright: ignore[reportArgumentType]
-    )
-    return cast("Commands", client)
-
-
-def is_passing(error: Exception) -> bool:
-    """Tell whether the same command may succeed later: an outage, a full disk, a failover."""
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
-        return False
-    if isinstance(error, ResponseError):
-        return isinstance(error, (ReadOnlyError, OutOfMemoryError)) or str(error).startswith(
-            PASSING_CODES
-        )
-    return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError))
+    """Return a client; nothing is sent before its first command."""
+    return cast("Commands", Redis.from_pool(make_pool(options, max_connections=max_connections)))
 
 
 async def patiently[T](
@@ -205,21 +159,3 @@ async def patiently[T](
 def not_open(options: RedisOptions) -> BackendUnavailableError:
     """Return the error for a client that is used while it is closed."""
     return BackendUnavailableError(f"the bus at {options.address} is not open; await open() first")
-
-
-def unavailable(options: RedisOptions, error: Exception) -> BackendUnavailableError:
-    """Say what the driver's error means and what to do about it, without the password."""
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
-        return BackendUnavailableError(
-            f"the Redis server at {options.address} refuses the credentials ({error}); give the "
-            f"right ones in the URL: redis://[user]:PASSWORD@{options.address}/{options.db}"
-        )
-    if isinstance(error, ResponseError):
-        return BackendUnavailableError(
-            f"the Redis server at {options.address} refused a command: {error}"
-        )
-    return BackendUnavailableError(
-        f"no Redis server answers at {options.address} ({error}); start one with "
-        "`docker compose --env-file .env -f infra/docker-compose.yml up -d redis`, "
-        "correct the URL, or use memory://"
-    )

@@ -13,7 +13,8 @@ from esper.oona.delivery import MAX_BACKLOG
 from esper.oona.options import RedisOptions
 from esper.oona.outbox import Outcome
 from esper.oona.outbox_queue import Entry
-from esper.oona.redis_client import DRIVER_ERRORS, PASSING_CODES, Commands, unavailable
+from esper.oona.redis_client import Commands
+from esper.oona.redis_errors import DRIVER_ERRORS, code_of, is_passing_code, unavailable
 from esper.oona.redis_letters import MESSAGE_FIELD, stream_key
 
 _REMEMBERED_SECONDS = 3600
@@ -86,10 +87,11 @@ class RedisProducer:
         for line in failures.splitlines():
             index, _, reason = line.partition(" ")
             entry = batch[int(float(index))]
-            if reason.startswith(PASSING_CODES):
+            error = unavailable(self._options, ResponseError(reason))
+            if is_passing_code(code_of(reason)):
+                outcome = outcome._replace(trouble=error)
                 outcome.again.append(entry)
             else:
                 _log.error("message refused", topic=entry.envelope.topic.value, reason=reason)
-                error = unavailable(self._options, ResponseError(reason))
                 outcome.refused.append((entry, error))
         return outcome

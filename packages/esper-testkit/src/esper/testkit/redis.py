@@ -130,7 +130,7 @@ class RedisServer:
             return
         attempts = 1 if self.port else _START_ATTEMPTS
         for attempt in range(1, attempts + 1):
-            port = self.port or free_port()
+            port = self.port or self._free_port()
             self._process = self._launch(port)
             if self._wait_until_up(port):
                 self.port = port
@@ -174,6 +174,9 @@ class RedisServer:
         _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
 
+    def _free_port(self) -> int:
+        return free_port()
+
     def _config(self, port: int) -> str:
         password = [] if self.password is None else [f'requirepass "{self.password}"']
         lines = [
@@ -188,12 +191,15 @@ class RedisServer:
         ]
         return "\n".join([*lines, ""])
 
+    def _arguments(self) -> Sequence[str]:
+        return ()
+
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         config = self._folder / "redis.conf"
         config.write_text(self._config(port), encoding="utf-8")
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH]
         return subprocess.Popen(
-            [*launcher, self._binary, str(config)],
+            [*launcher, self._binary, str(config), *self._arguments()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
