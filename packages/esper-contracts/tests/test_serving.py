@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import pytest
 
@@ -18,6 +19,7 @@ from esper.contracts import (
     NotFoundError,
     OonaMessage,
     Payload,
+    Record,
     SeedState,
     TopicNames,
     seal,
@@ -47,9 +49,24 @@ class OneMessage:
 
     message: OonaMessage
     delivery_count: int = 1
+    attempts_left: int = 4
+    hold_seconds: float = 60.0
+    position: str = "1"
     acknowledged: bool = False
     given_back: bool = False
     dead_because: str = ""
+
+    @property
+    def trace_id(self) -> str:
+        return self.message.trace_id
+
+    @property
+    def traceparent(self) -> str | None:
+        return self.message.traceparent
+
+    @property
+    def is_settled(self) -> bool:
+        return self.acknowledged or self.given_back or bool(self.dead_because)
 
     def payload(self) -> Payload:
         return unseal(self.message)
@@ -64,6 +81,8 @@ class OneMessage:
 
     async def dead_letter(self, reason: str) -> None:
         self.dead_because = reason
+
+    async def renew(self) -> None: ...
 
     @asynccontextmanager
     async def keep(self) -> AsyncGenerator[None]:
@@ -107,13 +126,35 @@ class ShortBus:
     async def remove_group(self, topics: Collection[TopicNames], *, group: str) -> None: ...
 
     async def subscribe(
-        self, topics: Collection[TopicNames], *, group: str, consumer: str, prefetch: int = 1
+        self,
+        topics: Collection[TopicNames],
+        *,
+        group: str,
+        consumer: str,
+        prefetch: int = 1,
+        stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[OneMessage]:
         assert topics, group
+        assert stop is None
         assert prefetch == 1  # workers share slow work evenly
         self.consumers.append(consumer)
         for delivery in self.deliveries:
             yield delivery
+
+    async def read(
+        self,
+        topics: Collection[TopicNames],
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[Record]:
+        assert not (topics, since, until, follow)
+        yield Record(topic=TopicNames.INNOVATION_FIELD_REPORTS, position="1", data=b"")
+
+    async def replay(
+        self, topics: Collection[TopicNames], *, group: str, since: datetime | str | None = None
+    ) -> None: ...
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         return list[DeadLetter]()[:limit]

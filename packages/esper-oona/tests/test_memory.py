@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from esper.contracts import Bus, HealthSignal, TopicNames
-from esper.oona import broker as broker_module
+from esper.oona import group_queue
 from esper.oona.broker import shared_broker
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
@@ -82,7 +82,7 @@ async def test_broker_keeps_nothing_that_nobody_will_read(
 async def test_group_that_nobody_reads_keeps_the_newest_only(
     memory_url: MakeUrl, connect: Connect, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_module, "MAX_BACKLOG", 10)
+    monkeypatch.setattr(group_queue, "MAX_BACKLOG", 10)
     async with connect(memory_url()) as bus:
         await bus.create_group([HEALTH], group="readers")
         for epoch in range(25):

@@ -31,6 +31,10 @@ from esper.contracts.bus_health import (
     GroupTraffic,
     TopicHealth,
 )
+from esper.contracts.bus_port import (
+    Bus,
+    Delivery,
+)
 from esper.contracts.chain import (
     GENESIS,
     ChainedEvent,
@@ -39,6 +43,10 @@ from esper.contracts.chain import (
 )
 from esper.contracts.config import (
     load_yaml,
+)
+from esper.contracts.consuming import (
+    consume,
+    consume_batches,
 )
 from esper.contracts.enums import (
     Action,
@@ -65,6 +73,11 @@ from esper.contracts.errors import (
     ReadOnlyServerError,
     ServerFullError,
     UnknownSchemeError,
+)
+from esper.contracts.handlers import (
+    Handler,
+    Retry,
+    typed,
 )
 from esper.contracts.kernels import (
     CheckResult,
@@ -98,6 +111,7 @@ from esper.contracts.messages import (
     KernelReady,
     OonaMessage,
     Payload,
+    Record,
     TopicNames,
     parse_message,
     seal,
@@ -126,9 +140,7 @@ from esper.contracts.operators import (
 from esper.contracts.ports import (
     ArtifactStore,
     ArtifactStoreFactory,
-    Bus,
     BusFactory,
-    Delivery,
     Endorser,
     Library,
     LibraryFactory,
@@ -150,6 +162,9 @@ from esper.contracts.sizes import (
     MAX_SIZE,
     SYMBOLS,
     evaluate_size,
+)
+from esper.contracts.stopping import (
+    stop_signals,
 )
 from esper.contracts.tracing import (
     Trace,
@@ -210,6 +225,7 @@ __all__ = [
     "FieldReport",
     "GroupHealth",
     "GroupTraffic",
+    "Handler",
     "HealthSignal",
     "HostError",
     "IllegalTransitionError",
@@ -233,6 +249,8 @@ __all__ = [
     "Parameter",
     "Payload",
     "ReadOnlyServerError",
+    "Record",
+    "Retry",
     "SeedBed",
     "SeedBedFactory",
     "SeedEvent",
@@ -258,6 +276,8 @@ __all__ = [
     "bind_trace",
     "canonical_json",
     "check_transition",
+    "consume",
+    "consume_batches",
     "evaluate_size",
     "get_logger",
     "handling",
@@ -275,9 +295,11 @@ __all__ = [
     "serve",
     "setup_logging",
     "sha256_hex",
+    "stop_signals",
     "topic_of",
     "trace_context",
     "trace_for",
+    "typed",
     "unseal",
     "utc_now",
     "validate_seed_id",

@@ -126,6 +126,17 @@ class DeadLetter:
     """What was on the bus: an envelope as JSON, or bytes that are none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is at one place of a topic, whoever has handled it."""
+
+    topic: TopicNames
+    position: str
+    """Where it is on its topic; what `Bus.read` and `Bus.replay` can begin at."""
+    data: bytes
+    """What is on the bus: an envelope as JSON, or bytes that are none."""
+
+
 def topic_of(payload: Payload) -> TopicNames:
     """Return the topic that `payload` belongs on.
 

@@ -1,24 +1,25 @@
 """The ports: how the parts of Esper meet without importing each other.
 
-Each backend package implements one and registers a factory as an entry point (see `registry`).
-Methods raise `EsperError` children only; a driver's own exceptions are wrapped at the boundary.
+Each backend package implements one and registers a factory as an entry point (see `registry`); the
+port of the message bus is in `bus_port`. Methods raise `EsperError` children only; a driver's own
+exceptions are wrapped at the boundary.
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from esper.contracts.blueprints import Blueprint, BlueprintIR
-from esper.contracts.bus_health import BusHealth
+from esper.contracts.bus_port import Bus
 from esper.contracts.kernels import (
     CompiledKernelArtifact,
     Endorsement,
     KernelQuery,
     ValidationReport,
 )
-from esper.contracts.messages import DeadLetter, OonaMessage, Payload, TopicNames
+from esper.contracts.messages import Payload, TopicNames
 from esper.contracts.operational import (
     FieldReport,
     HealthSignal,
@@ -27,174 +28,6 @@ from esper.contracts.operational import (
     SeedStatus,
     Site,
 )
-
-
-class Delivery(Protocol):
-    """One message in the hands of one consumer; redelivered until it is acknowledged."""
-
-    @property
-    def message(self) -> OonaMessage:
-        """The envelope."""
-        ...
-
-    @property
-    def delivery_count(self) -> int:
-        """How often this message was handed out to the group, this time included."""
-        ...
-
-    def payload(self) -> Payload:
-        """Return the typed payload.
-
-        Raises:
-            MessageError: if the payload does not fit its topic.
-
-        """
-        ...
-
-    async def ack(self) -> None:
-        """Report the message as handled: the group never sees it again.
-
-        With a prefetch, acknowledgements travel together a moment later; who dies before that sees
-        the message again.
-        """
-        ...
-
-    async def nack(self, *, delay_seconds: float = 0.0, counted: bool = True) -> None:
-        """Give the message back: the group gets it again, after the delay.
-
-        Args:
-            delay_seconds: at least so long; cut to the time after which unacknowledged messages are
-                delivered again anyway.
-            counted: False if the message is not to blame, as when a server was away; then the
-                attempt is not counted towards the dead letters.
-
-        """
-        ...
-
-    async def dead_letter(self, reason: str) -> None:
-        """Set the message aside with the reason: the group sees it again only if it is requeued."""
-        ...
-
-    def keep(self) -> AbstractAsyncContextManager[None]:
-        """Within the context nobody else gets the message, however long the handling takes."""
-        ...
-
-
-class Bus(Protocol):
-    """A message bus: at-least-once delivery to each consumer group.
-
-    One client belongs to the event loop that opened it; only `publish_nowait`, `health` and `lost` may
-    be used from other threads.
-    """
-
-    async def open(self) -> None:
-        """Connect.
-
-        Raises:
-            BackendUnavailableError: if the server cannot be reached or refuses the credentials.
-
-        """
-        ...
-
-    async def close(self) -> None:
-        """Send what is queued, for a few seconds at most, count the rest as lost, disconnect."""
-        ...
-
-    async def publish(
-        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
-    ) -> str:
-        """Send `payload` on its topic and return its event id once the bus has it.
-
-        Args:
-            payload: of a model that some topic carries.
-            sender_id: who sends it.
-            trace_id: what it belongs to; None for the trace of the message in hand (`handling`), or
-                a new one. The same holds for the other ways to publish.
-
-        Raises:
-            MessageError: if no topic carries such a payload, or a name is empty.
-            BackendUnavailableError: if an outage lasts.
-
-        """
-        ...
-
-    async def publish_many(
-        self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
-    ) -> Sequence[str]:
-        """Send all of them, in order, and return their event ids once the bus has every one.
-
-        Raises:
-            MessageError: if no topic carries one of them; then none is sent.
-
-        """
-        ...
-
-    def publish_nowait(
-        self, payload: Payload, *, sender_id: str, trace_id: str | None = None
-    ) -> None:
-        """Queue `payload` and return at once, from any thread.
-
-        Never blocks, and never raises for a dead server: a message that cannot be kept is counted
-        in `lost`.
-        """
-        ...
-
-    async def flush(self, timeout_seconds: float) -> bool:
-        """Wait until everything queued was sent; tell whether that happened in time."""
-        ...
-
-    async def create_group(self, topics: Collection[TopicNames], *, group: str) -> None:
-        """Let `group` receive every message published to `topics` from now on; idempotent."""
-        ...
-
-    async def remove_group(self, topics: Collection[TopicNames], *, group: str) -> None:
-        """Forget `group` on `topics`, with whatever it has not acknowledged; idempotent."""
-        ...
-
-    def subscribe(
-        self, topics: Collection[TopicNames], *, group: str, consumer: str, prefetch: int = 1
-    ) -> AsyncGenerator[Delivery]:
-        """Yield messages for `group`, creating it if need be, until the generator is closed.
-
-        A `prefetch` above 1 is for quick handlers: so many messages are fetched at once and
-        acknowledged together. With 1, consumers share slow work evenly.
-
-        Close it (`contextlib.aclosing`), or what it holds waits for the garbage collector.
-
-        A message that another consumer of the group held for too long without acknowledging it is
-        delivered again. A connection that drops is re-established; the iterator goes on. A message
-        that was handed out too often without being acknowledged goes to the dead letters.
-        """
-        ...
-
-    async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
-        """Return what was set aside, by any group, oldest first."""
-        ...
-
-    async def requeue(self, letter_id: str) -> None:
-        """Hand a dead letter to its group once more, as it was, with its attempts forgotten.
-
-        Raises:
-            NotFoundError: if there is no such letter.
-
-        """
-        ...
-
-    async def health(self) -> BusHealth:
-        """Return how the bus stands: its server, its topics, and how far each group is.
-
-        From any thread and event loop, also while the client is closed or its server is away: then
-        the answer says so. It never raises for that.
-        """
-        ...
-
-    @property
-    def lost(self) -> Mapping[TopicNames, int]:
-        """Messages that never reached the bus, or that it dropped before a group had read them.
-
-        By topic; a group that reads too slowly loses its oldest.
-        """
-        ...
 
 
 class ArtifactStore(Protocol):

@@ -5,27 +5,25 @@ process of its own.
 """
 
 import asyncio
-import os
-import signal
-import socket
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable
 from pathlib import Path
 
+from esper.contracts.bus_port import Bus, Delivery
+from esper.contracts.consuming import consume, consumer_name
 from esper.contracts.errors import BackendUnavailableError, EsperError, MessageError
+from esper.contracts.handlers import call_in_thread
 from esper.contracts.logging import get_logger
-from esper.contracts.messages import Payload
-from esper.contracts.ports import Bus, Delivery, Worker, WorkerContext, WorkerFactory
+from esper.contracts.ports import Worker, WorkerContext, WorkerFactory
 from esper.contracts.registry import artifact_store_factory, bus_factory, library_factory
 from esper.contracts.settings import load_settings
-from esper.contracts.threads import in_thread
+from esper.contracts.stopping import stop_signals
 
 GRACE_SECONDS = 3.0
 """How long the message in hand may still take when serving ends; after that its thread is left alone:
 it may wait for a server that never answers."""
 
-_RETRY_SECONDS = 5.0
-"""Until a message is tried again that failed because a server was away."""
+DRAIN_SECONDS = 8.0
+"""The same for a worker process that is told to stop; container runtimes kill after 10 s."""
 
 _log = get_logger(__name__)
 
@@ -37,8 +35,10 @@ async def serve(
     group: str,
     trace_id: str | None = None,
     on_error: Callable[[EsperError], None] | None = None,
+    stop: asyncio.Event | None = None,
+    grace_seconds: float | None = None,
 ) -> None:
-    """Serve `worker` from `bus` until cancelled.
+    """Serve `worker` from `bus` until stopped or cancelled.
 
     A message whose handling raises an `EsperError` is logged, reported to `on_error` and
     acknowledged: handled again, it would fail again. One whose payload does not fit its topic goes to
@@ -51,55 +51,54 @@ async def serve(
         group: the consumer group; workers in one group share the messages.
         trace_id: handle only messages with this trace id (those of one run); None handles all.
         on_error: called in the event loop with each failure.
+        stop: once it is set, serving ends in good order (see `consume`).
+        grace_seconds: how long that may take, or the message in hand when cancelled; None for
+            `GRACE_SECONDS`.
 
     """
-    subscription = bus.subscribe(worker.topics, group=group, consumer=_consumer_name(worker))
-    async with aclosing(subscription):
-        async for delivery in subscription:
-            try:
-                if trace_id is None or delivery.message.trace_id == trace_id:
-                    async with delivery.keep():
-                        await _handle(worker, bus, delivery)
-            except EsperError as error:
-                _log.error(
-                    "message failed",
-                    worker=worker.name,
-                    topic=delivery.message.topic.value,
-                    event_id=delivery.message.event_id,
-                    error=str(error),
-                )
-                if on_error is not None:
-                    on_error(error)
-                if isinstance(error, BackendUnavailableError):
-                    await delivery.nack(delay_seconds=_RETRY_SECONDS, counted=False)
-                    continue
-                if isinstance(error, MessageError):
-                    await delivery.dead_letter(str(error))
-                    continue
-            await delivery.ack()
+    grace = GRACE_SECONDS if grace_seconds is None else grace_seconds
+
+    def report(_: Delivery, error: Exception) -> None:
+        if not isinstance(error, EsperError):
+            raise error
+        if on_error is not None:
+            on_error(error)
+
+    async def handle(delivery: Delivery) -> None:
+        try:
+            if trace_id is None or delivery.trace_id == trace_id:
+                await _handle(worker, bus, delivery, grace)
+        except (BackendUnavailableError, MessageError):
+            raise
+        except EsperError as error:
+            _log.error(
+                "message failed",
+                worker=worker.name,
+                topic=delivery.message.topic.value,
+                event_id=delivery.message.event_id,
+                error=str(error),
+            )
+            report(delivery, error)
+
+    await consume(
+        bus,
+        worker.topics,
+        handle,
+        group=group,
+        consumer=consumer_name(worker.name),
+        on_error=report,
+        stop=stop,
+        grace_seconds=grace,
+    )
 
 
-def _consumer_name(worker: Worker) -> str:
-    """Return a name that no other process serving the same worker has."""
-    return f"{worker.name}.{socket.gethostname()}.{os.getpid()}"
-
-
-async def _handle(worker: Worker, bus: Bus, delivery: Delivery) -> None:
+async def _handle(worker: Worker, bus: Bus, delivery: Delivery, grace_seconds: float) -> None:
     """Do the work for one message in a thread, and publish what comes of it."""
-    for result in await _work(worker, delivery):
-        await bus.publish(result, sender_id=worker.name, trace_id=delivery.message.trace_id)
-
-
-async def _work(worker: Worker, delivery: Delivery) -> Sequence[Payload]:
-    handling = in_thread(lambda: worker.handle(delivery.payload()), name=worker.name)
-    done = asyncio.wrap_future(handling)
-    try:
-        return await asyncio.shield(done)
-    except asyncio.CancelledError:
-        finished, _ = await asyncio.wait({done}, timeout=GRACE_SECONDS)
-        for future in finished:
-            future.exception()  # looked at, or asyncio complains; the message comes again anyway
-        raise
+    results = await call_in_thread(
+        lambda: worker.handle(delivery.payload()), name=worker.name, grace_seconds=grace_seconds
+    )
+    for result in results:
+        await bus.publish(result, sender_id=worker.name, trace_id=delivery.trace_id)
 
 
 def run_worker(
@@ -109,11 +108,13 @@ def run_worker(
     library_url: str | None = None,
     artifacts_url: str | None = None,
     signing_key_file: Path | None = None,
+    grace_seconds: float = DRAIN_SECONDS,
 ) -> None:
     """Serve a worker in this process until Ctrl-C or SIGTERM; what its command line calls.
 
     A URL that is None comes from the settings (the environment or `.env`). The message in hand when
-    the process is told to stop is finished or delivered again, never lost.
+    the process is told to stop is finished within `grace_seconds` or delivered again, never lost; a
+    second signal ends the process at once.
 
     Raises:
         EsperError: if a setting is wrong, a backend is not installed, or a server is unavailable.
@@ -130,22 +131,17 @@ def run_worker(
     worker = make_worker(context)
     library.open()
     try:
-        asyncio.run(_serve_until_stopped(worker, bus))
+        asyncio.run(_serve_until_stopped(worker, bus, grace_seconds))
     finally:
         library.close()
 
 
-async def _serve_until_stopped(worker: Worker, bus: Bus) -> None:
-    loop = asyncio.get_running_loop()
+async def _serve_until_stopped(worker: Worker, bus: Bus, grace_seconds: float) -> None:
     await bus.open()
     try:
-        serving = asyncio.ensure_future(serve(worker, bus, group=worker.name))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, serving.cancel)
-        _log.info("serving", worker=worker.name, topics=sorted(worker.topics))
-        await asyncio.wait({serving})
-        if not serving.cancelled():
-            serving.result()
+        with stop_signals() as stop:
+            _log.info("serving", worker=worker.name, topics=sorted(worker.topics))
+            await serve(worker, bus, group=worker.name, stop=stop, grace_seconds=grace_seconds)
         _log.info("stopped", worker=worker.name)
     finally:
         await bus.close()

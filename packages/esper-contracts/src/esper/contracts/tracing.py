@@ -8,11 +8,10 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from esper.contracts.base import new_id
 from esper.contracts.logging import trace_context
-from esper.contracts.messages import OonaMessage
 
 
 class Trace(NamedTuple):
@@ -23,12 +22,26 @@ class Trace(NamedTuple):
     """The span in which it was caused (W3C Trace Context), if there is one."""
 
 
+class Traced(Protocol):
+    """A message, or the delivery of one."""
+
+    @property
+    def trace_id(self) -> str:
+        """What it belongs to."""
+        ...
+
+    @property
+    def traceparent(self) -> str | None:
+        """The span that it was published in (W3C Trace Context), if there was one."""
+        ...
+
+
 _NOTHING = Trace("", None)
 _current: ContextVar[Trace] = ContextVar("esper-trace", default=_NOTHING)
 
 
 @contextmanager
-def handling(message: OonaMessage) -> Generator[None]:
+def handling(message: Traced) -> Generator[None]:
     """Within the context, what is published and logged belongs to the trace of `message`.
 
     Holds for the current task and for the threads that `asyncio.to_thread` starts from it. With

@@ -5,111 +5,27 @@ its own per topic, so a message is gone once every group acknowledged it, and is
 is no group.
 """
 
-import asyncio
 import heapq
-import math
 import time
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from itertools import count, islice
 from threading import Lock
 
 from esper.contracts import DeadLetter, TopicHealth, TopicNames, get_logger, utc_now
 from esper.oona.broker_health import topic_health
-from esper.oona.delivery import MAX_BACKLOG, MAX_DEAD_LETTERS, exhausted, tell_dead_letter
+from esper.oona.delivery import MAX_DEAD_LETTERS, exhausted, tell_dead_letter
 from esper.oona.envelope import Envelope
+from esper.oona.group_queue import Consumer, GroupQueue, Item, Waiter
+from esper.oona.topic_log import Logged, Span, TopicLog
+
+_READ_LIMIT = 100
+
+_TURN_SECONDS = 1.0
+"""An exclusive consumer that waits for its turn looks this often whether the leader's loop is gone."""
 
 _log = get_logger(__name__)
-
-
-class Consumer:
-    """One consumer of a group, in its own event loop; holds messages and waits for them."""
-
-    def __init__(self, topics: Collection[TopicNames], group: str, name: str) -> None:
-        self.name = name
-        self.topics = frozenset(topics)
-        self.group = group
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def wake(self) -> None:
-        """End the wait, from any thread; harmless when the consumer's loop is closed already."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self, timeout_seconds: float) -> None:
-        """Wait until woken or until the time is up."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._event.wait()
-        self._event.clear()
-
-
-@dataclass(eq=False, slots=True)
-class Item:
-    """One message for one group, until the group acknowledges it."""
-
-    sequence: int
-    """Position among all messages of the broker."""
-    group: str
-    envelope: Envelope
-    holder: Consumer | None = None
-    """Who has it in hand; None while it waits."""
-    delivered_at: float = 0.0
-    """Monotonic seconds of the latest delivery."""
-    delivery_count: int = 0
-    due_at: float = 0.0
-    """Monotonic seconds before which it is not handed out again."""
-
-
-@dataclass(kw_only=True, eq=False, slots=True)
-class _Queue:
-    """What one group has not acknowledged on one topic, oldest first."""
-
-    unacknowledged: dict[int, Item] = field(default_factory=dict[int, Item])
-    ready: list[int] = field(default_factory=list[int])
-    """Heap of sequence numbers that wait; one that left `unacknowledged` is skipped."""
-    pending: dict[int, Item] = field(default_factory=dict[int, Item])
-    """In hand, in order of delivery or renewal."""
-    delayed: dict[int, Item] = field(default_factory=dict[int, Item])
-    """Given back, not yet due."""
-    waiters: set[Consumer] = field(default_factory=set[Consumer])
-    """Whom to wake when a message comes."""
-
-    def add(self, item: Item) -> bool:
-        """Keep the message; tell whether the oldest had to go for it."""
-        is_full = len(self.unacknowledged) >= MAX_BACKLOG
-        if is_full:
-            self.remove(next(iter(self.unacknowledged)))
-            self.head()
-        self.unacknowledged[item.sequence] = item
-        heapq.heappush(self.ready, item.sequence)
-        return is_full
-
-    def remove(self, sequence: int) -> None:
-        self.unacknowledged.pop(sequence, None)
-        self.pending.pop(sequence, None)
-        self.delayed.pop(sequence, None)
-
-    def give_back(self, item: Item) -> None:
-        self.pending.pop(item.sequence, None)
-        item.holder = None
-        heapq.heappush(self.ready, item.sequence)
-
-    def take_due(self, now: float) -> float:
-        """Let what is due wait again; return the seconds until the next is (infinity: none)."""
-        for item in [item for item in self.delayed.values() if item.due_at <= now]:
-            del self.delayed[item.sequence]
-            self.give_back(item)
-        return min((item.due_at for item in self.delayed.values()), default=math.inf) - now
-
-    def head(self) -> int | None:
-        """Return the oldest that waits, and forget those before it that are gone."""
-        while self.ready and self.ready[0] not in self.unacknowledged:
-            heapq.heappop(self.ready)
-        return self.ready[0] if self.ready else None
 
 
 class Broker:
@@ -119,15 +35,21 @@ class Broker:
         self._lock = Lock()
         self._sequence = count(1)
         self._dropped: Counter[TopicNames] = Counter()
-        self._queues: dict[TopicNames, dict[str, _Queue]] = {topic: {} for topic in TopicNames}
+        self._queues: dict[TopicNames, dict[str, GroupQueue]] = {topic: {} for topic in TopicNames}
+        self._logs = {topic: TopicLog() for topic in TopicNames}
         self._letters: dict[str, tuple[DeadLetter, Item]] = {}
 
     def publish(self, envelopes: Iterable[Envelope]) -> None:
         """Give the messages to every group of their topics."""
-        woken: set[Consumer] = set()
+        woken: set[Waiter] = set()
         with self._lock:
             for envelope in envelopes:
                 sequence = next(self._sequence)
+                log = self._logs[envelope.topic]
+                log.add(sequence, envelope)
+                if log.waiters:
+                    woken |= log.waiters
+                    log.waiters.clear()
                 for group, queue in self._queues[envelope.topic].items():
                     if queue.add(Item(sequence, group, envelope)):
                         self._count_dropped(envelope.topic, group)
@@ -147,7 +69,7 @@ class Broker:
         """Keep messages for `group` from now on; idempotent."""
         with self._lock:
             for topic in topics:
-                self._queues[topic].setdefault(group, _Queue())
+                self._queues[topic].setdefault(group, GroupQueue())
 
     def remove_group(self, topics: Collection[TopicNames], group: str) -> None:
         """Forget `group` and what it has not acknowledged; idempotent."""
@@ -174,10 +96,12 @@ class Broker:
         now = time.monotonic()
         with self._lock:
             queues = [self._queue(topic, consumer.group) for topic in consumer.topics]
+            if consumer.is_exclusive and not _lead(consumer, queues):
+                return _TURN_SECONDS
             wait_seconds = reclaim_after_seconds
             for queue in queues:
                 if queue.pending:
-                    wait_seconds = min(wait_seconds, _reclaim(queue, now, reclaim_after_seconds))
+                    wait_seconds = min(wait_seconds, queue.reclaim(now, reclaim_after_seconds))
                 if queue.delayed:
                     wait_seconds = min(wait_seconds, queue.take_due(now))
             while heads := [(head, queue) for queue in queues if (head := queue.head())]:
@@ -189,11 +113,23 @@ class Broker:
                     continue
                 queue.pending[sequence] = item
                 item.holder, item.delivered_at = consumer, now
-                item.delivery_count += 1
+                item.delivery_count += not consumer.is_exclusive
                 return item
             for queue in queues:
                 queue.waiters.add(consumer)
             return wait_seconds
+
+    def attempt(self, item: Item, holder: Consumer, *, counted: bool, max_deliveries: int) -> int:
+        """Count a try of an exclusive consumer; return the tries so far, 0 for not to be handled."""
+        with self._lock:
+            queue = self._queues[item.envelope.topic].get(item.group)
+            if queue is None or item.sequence not in queue.pending or item.holder is not holder:
+                return 0
+            if counted and item.delivery_count >= max_deliveries:
+                self._file(item, exhausted(item.delivery_count))
+                return 0
+            item.delivery_count += counted
+            return item.delivery_count
 
     def acknowledge(self, item: Item) -> None:
         """Drop the message for its group, whoever holds it; idempotent."""
@@ -258,19 +194,55 @@ class Broker:
             consumer.wake()
         return True
 
+    def read(
+        self, topics: Collection[TopicNames], span: Span, waiter: Waiter | None
+    ) -> list[Logged]:
+        """Return the oldest messages of the span that are still kept, some at a time.
+
+        If there are none, `waiter` is woken when there may be some.
+        """
+        with self._lock:
+            logs = [self._logs[topic] for topic in topics]
+            found = heapq.merge(*(log.within(span) for log in logs), key=lambda each: each.sequence)
+            records = list(islice(found, _READ_LIMIT))
+            if not records and waiter is not None:
+                for log in logs:
+                    log.waiters.add(waiter)
+            return records
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence number of the newest message; 0 before the first."""
+        with self._lock:
+            return max(log.last_sequence for log in self._logs.values())
+
+    def replay(self, topics: Collection[TopicNames], group: str, span: Span) -> TopicNames | None:
+        """Let the group have messages again; return a topic that has no such group instead."""
+        woken: set[Consumer] = set()
+        with self._lock:
+            for topic in topics:
+                if group not in self._queues[topic]:
+                    return topic
+            for topic in topics:
+                queue = self._queues[topic][group]
+                for logged in self._logs[topic].within(span):
+                    if logged.sequence not in queue.unacknowledged:
+                        queue.add(Item(logged.sequence, group, logged.envelope))
+                woken |= queue.waiters
+                queue.waiters.clear()
+        for consumer in woken:
+            consumer.wake()
+        return None
+
     def release(self, consumer: Consumer) -> None:
         """Let others have at once what the consumer has not acknowledged; wake no more."""
         woken: set[Consumer] = set()
         with self._lock:
             for topic in consumer.topics:
-                if queue := self._queues[topic].get(consumer.group):
-                    queue.waiters.discard(consumer)
-                    held = [item for item in queue.pending.values() if item.holder is consumer]
-                    for item in held:
-                        queue.give_back(item)
-                    if held:
-                        woken |= queue.waiters
-                        queue.waiters.clear()
+                queue = self._queues[topic].get(consumer.group)
+                if queue is not None and queue.release(consumer):
+                    woken |= queue.waiters
+                    queue.waiters.clear()
         for other in woken:
             other.wake()
 
@@ -324,23 +296,26 @@ class Broker:
         self._letters[letter.letter_id] = letter, item
         tell_dead_letter(letter)
 
-    def _queue(self, topic: TopicNames, group: str) -> _Queue:
+    def _queue(self, topic: TopicNames, group: str) -> GroupQueue:
         queue = self._queues[topic].get(group)
         if queue is None:
             _log.error("consumer group vanished; created anew", topic=topic.value, group=group)
-            queue = self._queues[topic][group] = _Queue()
+            queue = self._queues[topic][group] = GroupQueue()
         return queue
 
 
-def _reclaim(queue: _Queue, now: float, reclaim_after_seconds: float) -> float:
-    """Put back what is overdue; return the seconds until the next one will be (infinity: none)."""
-    while queue.pending:
-        oldest = next(iter(queue.pending.values()))
-        remaining_seconds = oldest.delivered_at + reclaim_after_seconds - now
-        if remaining_seconds > 0:
-            return remaining_seconds
-        queue.give_back(oldest)
-    return math.inf
+def _lead(consumer: Consumer, queues: Collection[GroupQueue]) -> bool:
+    """Let the consumer lead all of the queues, or wait for its turn; tell whether it does."""
+    others = [(q, q.leader) for q in queues if q.leader is not None and q.leader is not consumer]
+    if any(leader.is_alive for _, leader in others):
+        for queue in queues:
+            queue.waiters.add(consumer)
+        return False
+    for queue, dead in others:
+        queue.release(dead)
+    for queue in queues:
+        queue.leader = consumer
+    return True
 
 
 _brokers: dict[str, tuple[Broker, int]] = {}

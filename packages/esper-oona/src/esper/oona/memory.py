@@ -9,7 +9,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from importlib.metadata import version
 from types import MappingProxyType
 
@@ -18,20 +19,27 @@ from esper.contracts import (
     BusHealth,
     DeadLetter,
     Payload,
+    Record,
     TopicNames,
     trace_for,
 )
-from esper.oona.broker import Broker, Consumer, Item, shared_broker
+from esper.oona.broker import Broker, shared_broker
 from esper.oona.delivery import (
     BusDelivery,
+    check_reading,
     check_subscription,
+    unknown_group,
     unknown_letter,
 )
 from esper.oona.envelope import enclose
+from esper.oona.group_queue import Consumer, Item, Waiter
 from esper.oona.options import MemoryOptions
 from esper.oona.outbox_queue import OutboxQueue
+from esper.oona.topic_log import Span
 
 _CALLS_IN_A_ROW = 32
+_LOOK_SECONDS = 1.0
+"""A reader that follows looks this often whether its client was closed."""
 
 
 def open_memory_bus(url: str) -> "MemoryBus":
@@ -131,6 +139,7 @@ class MemoryBus:
         group: str,
         consumer: str,
         prefetch: int = 1,
+        stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[BusDelivery[Item]]:
         """Yield messages for `group`, across topics in the order in which they were published.
 
@@ -140,11 +149,12 @@ class MemoryBus:
         broker = self._opened()
         check_subscription(topics, consumer, prefetch)
         reader = Consumer(topics, group, consumer)
-        holder = _MemoryHolder(broker, reader, self._options.reclaim_after_seconds, self._give_way)
+        holder = _MemoryHolder(broker, reader, self._options, self._give_way)
+        stopping = asyncio.create_task(_wake_at(stop, reader)) if stop is not None else None
         self._consumers.add(reader)
         broker.create_group(topics, group)
         try:
-            while self._broker is broker:
+            while self._broker is broker and not (stop is not None and stop.is_set()):
                 taken = broker.take(
                     reader,
                     reclaim_after_seconds=self._options.reclaim_after_seconds,
@@ -157,8 +167,42 @@ class MemoryBus:
                 else:
                     await reader.wait(taken)
         finally:
+            if stopping is not None:
+                stopping.cancel()
             self._consumers.discard(reader)
             broker.release(reader)
+
+    async def read(
+        self,
+        topics: Collection[TopicNames],
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[Record]:
+        """Yield what was published, without a group; each topic keeps its newest 10,000."""
+        check_reading(until, follow=follow)
+        broker = self._opened()
+        span = Span.of(since, until)
+        if not follow and until is None:
+            span = replace(span, last_sequence=broker.last_sequence)
+        waiter = Waiter() if follow else None
+        while self._broker is broker:
+            found = broker.read(topics, span, waiter)
+            for sequence, envelope in found:
+                yield Record(topic=envelope.topic, position=str(sequence), data=envelope.data)
+                span = replace(span, first_sequence=sequence + 1)
+            if not found:
+                if waiter is None:
+                    return
+                await waiter.wait(_LOOK_SECONDS)
+
+    async def replay(
+        self, topics: Collection[TopicNames], *, group: str, since: datetime | str | None = None
+    ) -> None:
+        """Hand the group again what it has acknowledged; of what is kept, from `since` on."""
+        if topic := self._opened().replay(topics, group, Span.of(since, None)):
+            raise unknown_group(topic, group)
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return what was set aside, by any group, oldest first."""
@@ -213,30 +257,37 @@ def _not_open(options: MemoryOptions) -> BackendUnavailableError:
     )
 
 
+async def _wake_at(stop: asyncio.Event, reader: Consumer) -> None:
+    await stop.wait()
+    reader.wake()
+
+
 @dataclass(frozen=True)
 class _MemoryHolder:
     """What one consumer's deliveries report to; implements `Holder`."""
 
     broker: Broker
     consumer: Consumer
-    reclaim_after_seconds: float
+    options: MemoryOptions
     give_way: Callable[[], Awaitable[None]]
 
     @property
-    def renew_every_seconds(self) -> float:
-        return self.reclaim_after_seconds / 3
+    def hold_seconds(self) -> float:
+        return self.options.reclaim_after_seconds
+
+    @property
+    def max_deliveries(self) -> int:
+        return self.options.max_deliveries
+
+    def position(self, entry: Item) -> str:
+        return str(entry.sequence)
 
     async def acknowledge(self, entry: Item) -> None:
         self.broker.acknowledge(entry)
         await self.give_way()
 
     async def give_back(self, entry: Item, *, delay_seconds: float, counted: bool) -> None:
-        self.broker.give_back(
-            entry,
-            self.consumer,
-            delay_seconds=min(delay_seconds, self.reclaim_after_seconds),
-            counted=counted,
-        )
+        self.broker.give_back(entry, self.consumer, delay_seconds=delay_seconds, counted=counted)
 
     async def bury(self, entry: Item, reason: str) -> None:
         self.broker.bury(entry, reason)

@@ -69,22 +69,39 @@ class RedisConsumer:
         self._fetching: asyncio.Task[GroupEntry | None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._is_stopped = False
+        self._is_draining = False
         self._stopping: asyncio.Task[None] | None = None
 
     @property
-    def renew_every_seconds(self) -> float:
-        """How often a hold is renewed."""
-        return self._options.reclaim_after_seconds / 3
+    def hold_seconds(self) -> float:
+        """After how long others get a message that is not renewed."""
+        return self._options.reclaim_after_seconds
+
+    @property
+    def max_deliveries(self) -> int:
+        """How often a message is handed out at most."""
+        return self._options.max_deliveries
+
+    def position(self, entry: GroupEntry) -> str:
+        """Return the id of the stream entry."""
+        return entry.entry_id.decode()
 
     async def next(self) -> BusDelivery[GroupEntry] | None:
         """Return the next message, however long it takes; None once the consumer is stopped."""
         entry = None if self._is_stopped else self.reader.pop()
-        if entry is None:
+        if entry is None and not self._is_draining:
             self._fetching = asyncio.create_task(self._fetch(), name="oona-fetch")
             entry = await asyncio.shield(self._fetching)
         if entry is None:
             return None
         return BusDelivery(entry.envelope, entry.delivery_count, entry=entry, holder=self)
+
+    async def drain_at(self, stop: asyncio.Event) -> None:
+        """Once the event is set, hand out what was fetched already and read no more."""
+        await stop.wait()
+        self._is_draining = True
+        with suppress(*DRIVER_ERRORS):  # then the reader notices after its next try
+            await self._end_fetching()
 
     async def stop(self) -> None:
         """End reading, acknowledge what is noted, let others have the rest at once.
@@ -153,7 +170,7 @@ class RedisConsumer:
         if self._housekeeping is None:
             self._housekeeping = asyncio.create_task(self._keep_house(), name="oona-house")
         pauses, reported = backoff(), False
-        while not self._is_stopped:
+        while not (self._is_stopped or self._is_draining):
             try:
                 if self._blocking_id is None:
                     self._blocking_id = await self._blocking.client_id()

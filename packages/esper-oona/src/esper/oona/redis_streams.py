@@ -7,17 +7,20 @@ unread survives a dropped connection; what is unread survives a server that keep
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
 from types import MappingProxyType
 
 from esper.contracts import (
     BusHealth,
     DeadLetter,
     Payload,
+    Record,
     TopicNames,
     get_logger,
     trace_for,
 )
-from esper.oona.delivery import BusDelivery, check_subscription
+from esper.oona.delivery import BusDelivery, check_reading, check_subscription
 from esper.oona.envelope import enclose
 from esper.oona.journal import Journal
 from esper.oona.options import RedisOptions
@@ -37,6 +40,7 @@ from esper.oona.redis_group import GroupEntry, create_group, remove_group
 from esper.oona.redis_health import look
 from esper.oona.redis_letters import list_letters, requeue_letter, stream_key
 from esper.oona.redis_producer import RedisProducer
+from esper.oona.redis_reading import StreamReader, bounds, replay
 
 _CLOSE_SECONDS = 3.0
 
@@ -151,6 +155,7 @@ class RedisBus:
         group: str,
         consumer: str,
         prefetch: int = 1,
+        stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[BusDelivery[GroupEntry]]:
         """Yield messages for `group`; waits out outages.
 
@@ -169,14 +174,46 @@ class RedisBus:
             is_open=lambda: self._client is client,
         )
         self._consumers.add(reading)
+        draining = asyncio.create_task(reading.drain_at(stop)) if stop is not None else None
         try:
             while self._client is client and (delivery := await reading.next()):
                 yield delivery
         finally:
+            if draining is not None:
+                draining.cancel()
             if self._client is client:
                 await reading.stop()
             self._consumers.discard(reading)
             self._trimmed += reading.reader.watch.trimmed
+
+    async def read(
+        self,
+        topics: Collection[TopicNames],
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[Record]:
+        """Yield what the streams hold, without a group. Raises if an outage outlasts its patience."""
+        check_reading(until, follow=follow)
+        client = self._opened()
+        reader = StreamReader(
+            client,
+            self._options,
+            topics,
+            bounds(since, until),
+            is_open=lambda: self._client is client,
+        )
+        async with aclosing(reader.read(follow=follow)) as records:
+            async for record in records:
+                yield record
+
+    async def replay(
+        self, topics: Collection[TopicNames], *, group: str, since: datetime | str | None = None
+    ) -> None:
+        """Set the group back, so that it gets again all that its streams hold from `since` on."""
+        client, (first, _) = self._opened(), bounds(since, None)
+        await self._patiently(lambda: replay(client, self._options, topics, group, first))
 
     async def dead_letters(self, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return what was set aside, by any group, oldest first."""

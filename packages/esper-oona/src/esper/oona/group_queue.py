@@ -1,0 +1,144 @@
+"""What one group of the in-memory broker has not acknowledged on one topic, and who waits for it.
+
+`broker` keeps one `GroupQueue` for each group and topic, under its lock.
+"""
+
+import asyncio
+import heapq
+import math
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from esper.contracts import TopicNames
+from esper.oona.delivery import MAX_BACKLOG
+from esper.oona.envelope import Envelope
+
+
+class Waiter:
+    """Waits in its event loop until a thread wakes it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its event loop may still run."""
+        return not self._loop.is_closed()
+
+    def wake(self) -> None:
+        """End the wait, from any thread; harmless when the consumer's loop is closed already."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Wait until woken or until the time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._event.wait()
+        self._event.clear()
+
+
+class Consumer(Waiter):
+    """One consumer of a group; holds messages."""
+
+    def __init__(
+        self, topics: Collection[TopicNames], group: str, name: str, *, exclusive: bool = False
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.topics = frozenset(topics)
+        self.group = group
+        self.is_exclusive = exclusive
+        """It takes messages only while it leads the queues of its topics, and counts tries itself."""
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One message for one group, until the group acknowledges it."""
+
+    sequence: int
+    """Position among all messages of the broker."""
+    group: str
+    envelope: Envelope
+    holder: Consumer | None = None
+    """Who has it in hand; None while it waits."""
+    delivered_at: float = 0.0
+    """Monotonic seconds of the latest delivery."""
+    delivery_count: int = 0
+    due_at: float = 0.0
+    """Monotonic seconds before which it is not handed out again."""
+
+
+@dataclass(kw_only=True, eq=False, slots=True)
+class GroupQueue:
+    """What one group has not acknowledged on one topic, oldest first."""
+
+    unacknowledged: dict[int, Item] = field(default_factory=dict[int, Item])
+    ready: list[int] = field(default_factory=list[int])
+    """Heap of sequence numbers that wait; one that left `unacknowledged` is skipped."""
+    pending: dict[int, Item] = field(default_factory=dict[int, Item])
+    """In hand, in order of delivery or renewal."""
+    delayed: dict[int, Item] = field(default_factory=dict[int, Item])
+    """Given back, not yet due."""
+    waiters: set[Consumer] = field(default_factory=set[Consumer])
+    """Whom to wake when a message comes."""
+    leader: Consumer | None = None
+    """The exclusive consumer that alone takes messages; what it holds is never overdue."""
+
+    def add(self, item: Item) -> bool:
+        """Keep the message; tell whether the oldest had to go for it."""
+        is_full = len(self.unacknowledged) >= MAX_BACKLOG
+        if is_full:
+            self.remove(next(iter(self.unacknowledged)))
+            self.head()
+        self.unacknowledged[item.sequence] = item
+        heapq.heappush(self.ready, item.sequence)
+        return is_full
+
+    def remove(self, sequence: int) -> None:
+        """Forget the message: it is settled."""
+        self.unacknowledged.pop(sequence, None)
+        self.pending.pop(sequence, None)
+        self.delayed.pop(sequence, None)
+
+    def give_back(self, item: Item) -> None:
+        """Let the message wait for a consumer again."""
+        self.pending.pop(item.sequence, None)
+        item.holder = None
+        heapq.heappush(self.ready, item.sequence)
+
+    def reclaim(self, now: float, reclaim_after_seconds: float) -> float:
+        """Put back what is overdue; return the seconds until the next one will be (infinity: none)."""
+        while self.pending and self.leader is None:
+            oldest = next(iter(self.pending.values()))
+            remaining_seconds = oldest.delivered_at + reclaim_after_seconds - now
+            if remaining_seconds > 0:
+                return remaining_seconds
+            self.give_back(oldest)
+        return math.inf
+
+    def release(self, consumer: Consumer) -> bool:
+        """Put back what the consumer holds; tell whether others may have something to take now."""
+        self.waiters.discard(consumer)
+        held = [item for item in self.pending.values() if item.holder is consumer]
+        for item in held:
+            self.give_back(item)
+        was_leader = self.leader is consumer
+        if was_leader:
+            self.leader = None
+        return was_leader or bool(held)
+
+    def take_due(self, now: float) -> float:
+        """Let what is due wait again; return the seconds until the next is (infinity: none)."""
+        for item in [item for item in self.delayed.values() if item.due_at <= now]:
+            del self.delayed[item.sequence]
+            self.give_back(item)
+        return min((item.due_at for item in self.delayed.values()), default=math.inf) - now
+
+    def head(self) -> int | None:
+        """Return the oldest that waits, and forget those before it that are gone."""
+        while self.ready and self.ready[0] not in self.unacknowledged:
+            heapq.heappop(self.ready)
+        return self.ready[0] if self.ready else None
