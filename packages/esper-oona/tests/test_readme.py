@@ -1,9 +1,15 @@
-"""The README's example runs as printed."""
+"""The README's example runs as printed, and its commands exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import typer
+
+from esper.oona.cli import app, main
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -14,3 +20,22 @@ def test_example_in_the_readme_runs_and_prints_what_it_received() -> None:
         [sys.executable, "-c", example], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.stdout, done.stderr) == ("control.kasmina.commands no help\n", "")
+
+
+def test_every_command_in_the_readme_exists_with_its_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [commands] = re.findall(r"```sh\n(oona.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for line in commands.splitlines()]
+    assert {line[1] for line in lines} == set(_names(app))
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", [*line, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None), line
+        text = capsys.readouterr().out
+        assert all(word in text for word in line if word.startswith("-")), line
+
+
+def _names(app: typer.Typer) -> list[str | None]:
+    return [each.name for each in (*app.registered_commands, *app.registered_groups)]

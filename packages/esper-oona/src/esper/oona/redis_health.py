@@ -13,7 +13,8 @@ from typing import Any, Protocol, cast
 
 from esper.contracts import BusHealth, ConsumerHealth, GroupHealth, TopicHealth, TopicNames
 from esper.oona.options import RedisOptions
-from esper.oona.redis_client import DRIVER_ERRORS, Commands, connect, unavailable
+from esper.oona.redis_client import Commands, connect
+from esper.oona.redis_errors import DRIVER_ERRORS, unavailable
 from esper.oona.redis_letters import letters_key, stream_key
 
 _PATIENCE_SECONDS = 5.0

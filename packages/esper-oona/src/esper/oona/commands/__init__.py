@@ -1,0 +1,1 @@
+"""What the command line `oona` does, one module for each command or pair of them; see `esper.oona.cli`."""
