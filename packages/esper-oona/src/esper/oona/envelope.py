@@ -11,7 +11,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any, Literal, cast
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import AwareDatetime, Field, ValidationError, create_model
 
 from esper.contracts import (
     PAYLOADS,
@@ -70,7 +70,7 @@ class Envelope:
         self.topic = topic
         self.sender_id = sender_id
         self.timestamp = timestamp
-        """When it was published, in UTC."""
+        """When it was published; aware, not always in UTC."""
         self.trace_id, self.traceparent = trace
         self._event_id = event_id
         self._data = data
@@ -199,6 +199,7 @@ def _with_typed_payload(topic: TopicNames) -> type[OonaMessage]:
     """
     major, _, _ = SCHEMA_VERSIONS[topic].partition(".")
     fields: dict[str, Any] = {
+        "timestamp": (AwareDatetime, ...),  # without a call into Python for each message
         "topic": (Literal[topic], ...),
         "schema_version": (str, Field(pattern=rf"^{major}\.\d{{1,4}}$")),
         "payload": (PAYLOADS[topic], ...),

@@ -23,7 +23,9 @@ from esper.oona.redis_client import (
 from esper.oona.redis_group import GroupEntry, GroupReader
 
 _ACKS = 100
-"""Acknowledgements that are sent together at the latest."""
+"""More acknowledgements than this, and than the prefetch, do not wait for the next read."""
+_ACK_SECONDS = 0.02
+"""How long an acknowledgement waits for company."""
 _RELEASE_SECONDS = 2.0
 _SHORTEST_PAUSE_SECONDS = 0.01
 _UNBLOCK_SECONDS = 0.05
@@ -62,10 +64,11 @@ class RedisConsumer:
             topics,
             group=group,
             consumer=consumer,
-            prefetch=prefetch,
         )
         self._acks: dict[str, list[bytes]] = {}
         self._num_acks = 0
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._acknowledging: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[GroupEntry | None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._is_stopped = False
@@ -116,6 +119,8 @@ class RedisConsumer:
 
     async def _stop(self) -> None:
         try:
+            if self._ack_timer is not None:
+                self._ack_timer.cancel()
             async with asyncio.timeout(_RELEASE_SECONDS):
                 await self._end_fetching()
                 await self._send_acks()
@@ -123,7 +128,8 @@ class RedisConsumer:
         except DRIVER_ERRORS as error:
             _log.warning("messages stay with a closed consumer", reason=str(error))
         finally:
-            tasks = {task for task in (self._fetching, self._housekeeping) if task is not None}
+            own = (self._fetching, self._housekeeping, self._acknowledging)
+            tasks = {task for task in own if task is not None}
             for task in tasks:
                 task.cancel()
             try:
@@ -143,9 +149,11 @@ class RedisConsumer:
             return
         self._acks.setdefault(entry.key, []).append(entry.entry_id)
         self._num_acks += 1
-        if self._num_acks >= _ACKS:
-            with suppress(*DRIVER_ERRORS):  # noted all the same; the next read waits the outage out
-                await self._send_acks()
+        if self._num_acks > max(_ACKS, self._prefetch):
+            await self._send_acks_quietly()
+        elif self._ack_timer is None:
+            loop = asyncio.get_running_loop()
+            self._ack_timer = loop.call_later(_ACK_SECONDS, self._acknowledge_soon)
 
     async def give_back(self, entry: GroupEntry, *, delay_seconds: float, counted: bool) -> None:
         """Let the group have it again after the delay."""
@@ -196,13 +204,29 @@ class RedisConsumer:
         return None
 
     async def _read_and_acknowledge(self) -> None:
-        """Do both at once, on two connections; neither is left half done if the other fails."""
+        """Read; acknowledge at the same time, on another connection, if that is worth a round trip.
+
+        What is not acknowledged yet and what is read are together no more than the prefetch.
+        """
+        if 2 * self._num_acks < self._prefetch:
+            await self.reader.fetch(self._prefetch - self._num_acks)
+            return
         acknowledging = asyncio.create_task(self._send_acks(), name="oona-acks")
         try:
-            await self.reader.fetch()
-        finally:
+            await self.reader.fetch(self._prefetch)
+        finally:  # neither is left half done if the other fails
             await asyncio.wait({acknowledging})
         acknowledging.result()
+
+    def _acknowledge_soon(self) -> None:
+        self._ack_timer = None
+        if self._num_acks and not self._is_stopped:
+            self._acknowledging = asyncio.create_task(self._send_acks_quietly(), name="oona-acks")
+
+    async def _send_acks_quietly(self) -> None:
+        """Try to; what could not be sent stays noted, and goes with the next read."""
+        with suppress(*DRIVER_ERRORS):
+            await self._send_acks()
 
     async def _end_fetching(self) -> None:
         """Have the server end a blocking read, so that nothing is handed to nobody."""
@@ -235,5 +259,4 @@ class RedisConsumer:
         while not self._is_stopped:
             await asyncio.sleep(max(self.reader.pause_seconds, _SHORTEST_PAUSE_SECONDS))
             with suppress(*DRIVER_ERRORS):  # the next read waits the outage out
-                await self._send_acks()
                 await self.reader.release_stale()

@@ -76,7 +76,6 @@ class GroupReader:
         topics: what to read.
         group: for whom.
         consumer: by whom.
-        prefetch: entries per topic and read.
 
     """
 
@@ -89,7 +88,6 @@ class GroupReader:
         *,
         group: str,
         consumer: str,
-        prefetch: int,
     ) -> None:
         self.group = group
         self.watch = StreamWatch(client, group)
@@ -97,7 +95,6 @@ class GroupReader:
         self._blocking = blocking
         self._options = options
         self._consumer = consumer
-        self._prefetch = prefetch
         self._topics = {stream_key(options, topic): topic for topic in topics}
         self._cursor = dict.fromkeys(self._topics, _START)
         self._buffer: deque[GroupEntry] = deque()
@@ -119,8 +116,8 @@ class GroupReader:
             self.forget(entry)  # it comes again, to this consumer or to another
         return None
 
-    async def fetch(self) -> None:
-        """Read what comes next; perhaps nothing, after a moment."""
+    async def fetch(self, limit: int) -> None:
+        """Read what comes next, at most `limit` entries per topic; perhaps nothing, after a moment."""
         try:
             if time.monotonic() >= self._inspect_at:
                 await self._inspect()
@@ -131,7 +128,7 @@ class GroupReader:
                     return
                 self._look_at = time.monotonic() + self.pause_seconds
             self._may_claim = True
-            await self._read_new()
+            await self._read_new(limit)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -276,14 +273,14 @@ class GroupReader:
                 return True
         return False
 
-    async def _read_new(self) -> None:
+    async def _read_new(self, limit: int) -> None:
         until_look = self._look_at - time.monotonic()
         block_seconds = min(self.pause_seconds, _LONGEST_BLOCK_SECONDS, max(until_look, 0.0))
         reply = await self._blocking.xreadgroup(
             self.group,
             self._consumer,
             streams=dict.fromkeys(self._topics, ">"),
-            count=self._prefetch,
+            count=limit,
             block=max(1, round(block_seconds * 1000)),
         )
         for raw_key, found in reply or []:
