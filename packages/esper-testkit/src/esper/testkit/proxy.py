@@ -14,6 +14,8 @@ from typing import Any
 
 _CHUNK_BYTES = 65_536
 _CALL_SECONDS = 10.0
+_TURNS_TO_SETTLE = 10
+"""Of the event loop; accepting a connection takes three, closing one takes one."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: the other side sees a reset, as when a machine is gone."""
 
@@ -23,10 +25,12 @@ class _Connection:
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.writers = [client]
+        self.is_over = False
         self.loses_answer = False
         """The server's next bytes are thrown away, and the connection with them."""
 
     def cut(self) -> None:
+        self.is_over = True
         for writer in self.writers:
             with suppress(OSError):  # closed already
                 sock: socket.socket = writer.get_extra_info("socket")
@@ -128,23 +132,24 @@ class TcpProxy:
         self.port = server.sockets[0].getsockname()[1]
         self._is_listening.set()
         await self._is_over.wait()
+        # Python 3.12 leaks a connection that is being accepted while its server is closed.
+        for listening in server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        await self._settle()
         server.close()
-        writers = [writer for connection in self._connections for writer in connection.writers]
         await self._drop()
-        for task in self._tasks:
-            task.cancel()
+        self._flowing.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for writer in writers:
-            with suppress(OSError):
-                await writer.wait_closed()
-        await server.wait_closed()  # also for a client that comes in this very moment
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Let the loop finish what it began: a connection being accepted, a transport being closed."""
+        for _ in range(_TURNS_TO_SETTLE):
+            await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(writer)
-        if self._is_over.is_set():
-            connection.cut()
-            return
         self._connections.add(connection)  # not in the task, which may be cancelled unbegun
         task = asyncio.create_task(self._forward(connection, reader, writer))
         self._tasks.add(task)
@@ -161,6 +166,8 @@ class TcpProxy:
             await self._flowing.wait()
             answers, requests = await asyncio.open_connection(host, port())
             connection.writers.append(requests)
+            if connection.is_over:  # it was cut while we connected
+                return
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._relay_requests(connection, reader, requests))
                 both.create_task(self._relay_answers(connection, answers, writer))
