@@ -94,6 +94,8 @@ def letters(url: str, health: Health) -> list[DeadLetter]:
         ("topics",),
         ("health",),
         ("publish",),
+        ("tail",),
+        ("replay",),
         ("groups",),
         ("groups", "create"),
         ("groups", "remove"),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from esper.contracts import setup_logging
-from esper.oona.commands import groups, health, letters, publishing, topics
+from esper.oona.commands import groups, health, letters, publishing, replaying, tail, topics
 from esper.oona.commands.session import Debug
 
 _HELP = """
@@ -22,6 +22,7 @@ input. Every command has --help with examples, and --json.
 \b
   oona health                       is it up, who is behind
   oona topics                       what there is
+  oona tail --seed 1,0               what happens to one seed
   oona publish control '{…}'        one message by hand
   oona dead-letters requeue --all   try again what failed
 """
@@ -35,7 +36,9 @@ app = typer.Typer(
 )
 app.command("topics", help=topics.HELP)(topics.topics)
 app.command("health", help=health.HELP)(health.health)
+app.command("tail", help=tail.HELP)(tail.tail)
 app.command("publish", help=publishing.HELP)(publishing.publish)
+app.command("replay", help=replaying.HELP)(replaying.replay)
 app.add_typer(groups.app, name="groups")
 app.add_typer(letters.app, name="dead-letters")
 
