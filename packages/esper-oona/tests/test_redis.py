@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from esper.contracts import (
     BackendUnavailableError,
@@ -22,6 +23,8 @@ from esper.contracts import (
 )
 from esper.oona import open_redis_bus
 from esper.oona.envelope import enclose
+from esper.oona.options import RedisOptions
+from esper.oona.redis_nodes import make_pool
 from esper.oona.redis_watch import num_trimmed
 from esper.testkit.redis import RedisServer, start_redis
 
@@ -458,3 +461,16 @@ async def test_a_hundred_and_fifty_consumers_of_one_client_all_read(
         for delivery in taken:
             await delivery.ack()
     assert {cast("HealthSignal", d.payload()).epoch for d in taken} == set(range(150))
+
+
+async def test_connection_that_was_lost_between_two_commands_is_an_outage(
+    redis_url: MakeUrl,
+) -> None:
+    pool = make_pool(RedisOptions.from_url(redis_url()), max_connections=1)
+    connection: Any = await pool.get_connection()
+    connection._writer.transport.abort()  # as a reset does, while nobody reads
+    await asyncio.sleep(0)
+    with pytest.raises(RedisConnectionError, match="was lost"):
+        await connection.send_command("PING")
+    await pool.release(connection)
+    await pool.disconnect()

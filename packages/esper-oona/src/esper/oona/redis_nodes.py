@@ -46,7 +46,7 @@ def make_pool(options: RedisOptions, *, max_connections: int) -> ConnectionPool:
     secure = options.tls is not None
     if options.layout == "server":
         (settings["host"], settings["port"]) = options.nodes[0]
-        kind = SSLConnection if secure else Connection
+        kind = _CarefulSSLConnection if secure else _CarefulConnection
     else:
         settings["guide"] = Guide(options)
         kind = _GuidedSSLConnection if secure else _GuidedConnection
@@ -142,7 +142,26 @@ def _worst(errors: Collection[Exception]) -> type[RedisError]:
     return RedisConnectionError
 
 
-class _Guided(Connection):
+class _CarefulConnection(Connection):
+    """A connection that was lost says so.
+
+    asyncio of Python 3.12.1 raises an AttributeError when lines are written to a transport that is
+    lost; that is no error of the driver's, and would end whoever reads or publishes.
+    """
+
+    async def send_packed_command(self, *args: Any, **settings: Any) -> None:
+        """Send a command; raises the driver's errors."""
+        if self._writer is not None and self._writer.is_closing():
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError("the connection was lost")
+        await super().send_packed_command(*args, **settings)
+
+
+class _CarefulSSLConnection(_CarefulConnection, SSLConnection):
+    pass
+
+
+class _Guided(_CarefulConnection):
     """A connection that leads wherever the guide says when it is made."""
 
     def __init__(self, *, guide: Guide, **settings: Any) -> None:
