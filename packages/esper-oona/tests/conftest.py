@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 from uuid import uuid4
@@ -25,9 +25,10 @@ from esper.contracts import (
     SystemStatePacket,
     TopicNames,
     ValidationReport,
+    setup_logging,
 )
 from esper.contracts.registry import bus_factory
-from esper.testkit.redis import BINARIES, RedisServer
+from esper.testkit.redis import BINARIES, RedisServer, redis_binary
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
@@ -45,6 +46,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
     asyncio.run(asyncio.wait_for(test(**arguments), _DEADLINE_SECONDS))
     return True
+
+
+@pytest.fixture(autouse=True)
+def quiet_no_longer() -> Iterator[None]:
+    """Undo what a command line under test did to the log of this process."""
+    yield
+    setup_logging("esper")
 
 
 @pytest.fixture
@@ -87,6 +95,16 @@ def _url_maker(url: str) -> MakeUrl:
 
 _REAL_SERVERS = ("redis-8", *(pytest.param(n, marks=pytest.mark.long) for n in BINARIES[1:]))
 """The others have what Redis 8 has, as far as the bus needs it; so they are asked less often."""
+
+
+@pytest.fixture(params=_REAL_SERVERS)
+def binary(request: pytest.FixtureRequest) -> str:
+    """Name each server in turn, for tests that start their own; skips where it is missing."""
+    try:
+        redis_binary(request.param)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return request.param
 
 
 @pytest.fixture(params=_REAL_SERVERS)

@@ -17,7 +17,6 @@ from esper.contracts import (
     TopicNames,
 )
 from esper.oona import open_redis_bus
-from esper.testkit.redis import BINARIES
 from esper.testkit.redis_groups import (
     Cluster,
     SentinelTrio,
@@ -36,13 +35,6 @@ LONG = 60.0
 """A failover takes seconds, on a busy machine many."""
 
 
-@pytest.fixture(
-    params=["redis-8", *(pytest.param(n, marks=pytest.mark.long) for n in BINARIES[1:])]
-)
-def binary(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
 def trio(tmp_path: Path, binary: str) -> Iterator[SentinelTrio]:
     try:
@@ -56,11 +48,8 @@ def trio(tmp_path: Path, binary: str) -> Iterator[SentinelTrio]:
 
 @pytest.fixture
 def cluster(tmp_path: Path, binary: str) -> Iterator[Cluster]:
-    try:
-        with start_cluster(tmp_path, password="pw", binary=binary) as cluster:
-            yield cluster
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    with start_cluster(tmp_path, password="pw", binary=binary) as cluster:
+        yield cluster
 
 
 def publish(bus: Bus, *signals: HealthSignal) -> None:
@@ -204,9 +193,7 @@ async def test_bus_follows_a_failover_in_a_cluster(
 
 async def test_cluster_and_single_server_are_told_apart(cluster: Cluster, health: Health) -> None:
     first = cluster.masters[0]
-    with client_of(first) as client:
-        owns = (await asyncio.to_thread(cluster.owner, "esper:telemetry.seed.health")) is first
-        assert client.ping()
+    owns = (await asyncio.to_thread(cluster.owner, "esper:telemetry.seed.health")) is first
     node = cluster.masters[1] if owns else first
     bus = open_redis_bus(f"redis://:pw@{node.host}:{node.port}")
     await bus.open()

@@ -4,6 +4,7 @@ A third party adds a backend by declaring an entry point in one of the groups be
 repository has to change. `postgresql+psycopg://…` is looked up under `postgresql`.
 """
 
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import cast
 from urllib.parse import urlsplit
@@ -36,12 +37,9 @@ def scheme_of(url: str) -> str:
         ConfigError: if it is no URL at all; does not quote it, for it may hold a password.
 
     """
-    try:
+    with suppress(ValueError):  # its text quotes the URL, and so a password
         return urlsplit(url).scheme.partition("+")[0].lower()
-    except ValueError as error:
-        raise ConfigError(
-            f"a bus, library or artifact URL is malformed ({error}); expected scheme://host/path"
-        ) from None
+    raise ConfigError("a bus, library or artifact URL is malformed; expected scheme://host/path")
 
 
 def _load(group: str, name: str, described: str) -> object:
@@ -54,7 +52,8 @@ def _load(group: str, name: str, described: str) -> object:
 
 def _described(role: str, url: str) -> str:
     scheme = scheme_of(url)
-    named = f"scheme {scheme!r}" if scheme else f"URL {url!r} (no scheme)"
+    shown = url.rpartition("@")[2]  # what is before it may be a password
+    named = f"scheme {scheme!r}" if scheme else f"URL {shown!r} (no scheme)"
     return f"{role} {named}"
 
 

@@ -7,6 +7,7 @@ Sentinel and Cluster are those that other Python projects have settled on.
 import math
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -165,20 +166,28 @@ def _prefix(query: Mapping[str, str], layout: Layout) -> str:
 
 
 def _split(url: str, *, schemes: Collection[str], form: str) -> SplitResult:
-    try:
+    """Take the URL apart; what the library says about a bad one quotes it, so it is not passed on."""
+    parts = None
+    with suppress(ValueError):
         parts = urlsplit(url)
-    except ValueError:
-        raise ConfigError(f"bus URL is malformed; expected {form}") from None
+    if parts is None:
+        raise ConfigError(f"bus URL is malformed; expected {form}")
     if parts.scheme not in schemes:
         raise ConfigError(f"bus URL has scheme {parts.scheme!r}; expected {form}")
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ConfigError(
+            f"bus URL is malformed: an @ stands behind the host, so /, ? or # may be part of the "
+            f"password; percent-encode them; expected {form}"
+        )
     return parts
 
 
 def _query(parts: SplitResult, *, known: Collection[str]) -> Mapping[str, str]:
-    try:
+    pairs = None
+    with suppress(ValueError):
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError:
-        raise ConfigError("bus URL has a malformed query; expected ?name=value&…") from None
+    if pairs is None:
+        raise ConfigError("bus URL has a malformed query; expected ?name=value&…")
     for name, _ in pairs:
         if name not in known:
             raise ConfigError(

@@ -88,7 +88,8 @@ class RedisProducer:
             index, _, reason = line.partition(" ")
             entry = batch[int(float(index))]
             error = unavailable(self._options, ResponseError(reason))
-            if is_passing_code(code_of(reason)):
+            code = code_of(reason)
+            if is_passing_code(code) or code == "NOPERM":  # somebody has to allow it; it can wait
                 outcome = outcome._replace(trouble=error)
                 outcome.again.append(entry)
             else:
