@@ -13,6 +13,7 @@ import pytest
 from esper.contracts import (
     BackendUnavailableError,
     BusHealth,
+    BusTraffic,
     DeadLetter,
     FieldReport,
     MessageError,
@@ -164,6 +165,10 @@ class ShortBus:
 
     async def health(self) -> BusHealth:
         return BusHealth(address="short", is_reachable=True)
+
+    @property
+    def traffic(self) -> BusTraffic:
+        return BusTraffic(published={}, groups=[])
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:

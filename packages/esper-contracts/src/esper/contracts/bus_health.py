@@ -98,7 +98,7 @@ class GroupTraffic:
     num_dead_lettered: int
     latency_counts: Sequence[int]
     """Acknowledged messages by the time since the bus had them: one count for each of
-    `LATENCY_BOUNDS_SECONDS`, and one for those above."""
+    `LATENCY_BOUNDS_SECONDS`, and one for those above. A backend may measure only some."""
     latency_seconds: float
     """Sum of these times."""
 

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from esper.contracts.bus_health import BusHealth
+from esper.contracts.bus_health import BusHealth, BusTraffic
 from esper.contracts.messages import DeadLetter, OonaMessage, Payload, Record, TopicNames
 
 
@@ -261,6 +261,11 @@ class Bus(Protocol):
         From any thread and event loop, also while the client is closed or its server is away: then
         the answer says so. It never raises for that.
         """
+        ...
+
+    @property
+    def traffic(self) -> BusTraffic:
+        """What this client has published, received, acknowledged and set aside; from any thread."""
         ...
 
     @property

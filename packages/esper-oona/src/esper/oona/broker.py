@@ -110,6 +110,7 @@ class Broker:
                 item = queue.unacknowledged[sequence]
                 if item.delivery_count >= max_deliveries:
                     self._file(item, exhausted(item.delivery_count))
+                    consumer.tallies[item.envelope.topic].dead_lettered += 1
                     continue
                 queue.pending[sequence] = item
                 item.holder, item.delivered_at = consumer, now
@@ -166,12 +167,14 @@ class Broker:
                 item.delivered_at = time.monotonic()
                 queue.pending[item.sequence] = item
 
-    def bury(self, item: Item, reason: str) -> None:
-        """Move the message to the dead letters, if it is not acknowledged."""
+    def bury(self, item: Item, reason: str) -> bool:
+        """Move the message to the dead letters; tell if it was not acknowledged before."""
         with self._lock:
             queue = self._queues[item.envelope.topic].get(item.group)
-            if queue and item.sequence in queue.unacknowledged:
-                self._file(item, reason)
+            if queue is None or item.sequence not in queue.unacknowledged:
+                return False
+            self._file(item, reason)
+            return True
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return what was set aside, oldest first."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from esper.contracts import TopicNames
 from esper.oona.delivery import MAX_BACKLOG
 from esper.oona.envelope import Envelope
+from esper.oona.traffic import Traffic
 
 
 class Waiter:
@@ -44,12 +45,19 @@ class Consumer(Waiter):
     """One consumer of a group; holds messages."""
 
     def __init__(
-        self, topics: Collection[TopicNames], group: str, name: str, *, exclusive: bool = False
+        self,
+        topics: Collection[TopicNames],
+        group: str,
+        name: str,
+        traffic: Traffic,
+        *,
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self.topics = frozenset(topics)
         self.group = group
+        self.tallies = {topic: traffic.group(topic, group) for topic in topics}
         self.is_exclusive = exclusive
         """It takes messages only while it leads the queues of its topics, and counts tries itself."""
 

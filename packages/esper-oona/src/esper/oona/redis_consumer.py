@@ -21,6 +21,8 @@ from esper.oona.redis_client import (
     unavailable,
 )
 from esper.oona.redis_group import GroupEntry, GroupReader
+from esper.oona.redis_letters import stream_key
+from esper.oona.traffic import Traffic
 
 _ACKS = 100
 """More acknowledgements than this, and than the prefetch, do not wait for the next read."""
@@ -49,8 +51,10 @@ class RedisConsumer:
         group: str,
         consumer: str,
         prefetch: int,
+        traffic: Traffic,
         is_open: Callable[[], bool],
     ) -> None:
+        self._tallies = {stream_key(options, t): traffic.group(t, group) for t in topics}
         self._client = client
         self._options = options
         self._is_bus_open = is_open
@@ -64,6 +68,7 @@ class RedisConsumer:
             topics,
             group=group,
             consumer=consumer,
+            tallies=self._tallies,
         )
         self._acks: dict[str, list[bytes]] = {}
         self._num_acks = 0
@@ -97,6 +102,10 @@ class RedisConsumer:
             entry = await asyncio.shield(self._fetching)
         if entry is None:
             return None
+        tally = self._tallies[entry.key]
+        tally.received += 1
+        if entry.delivery_count > 1:
+            tally.redelivered += 1
         return BusDelivery(entry.envelope, entry.delivery_count, entry=entry, holder=self)
 
     async def drain_at(self, stop: asyncio.Event) -> None:
@@ -146,6 +155,7 @@ class RedisConsumer:
             await self._patiently(
                 lambda: self._client.xack(entry.key, self.reader.group, entry.entry_id)
             )
+            self._tallies[entry.key].count_acknowledged([entry.entry_id])
             return
         self._acks.setdefault(entry.key, []).append(entry.entry_id)
         self._num_acks += 1
@@ -253,6 +263,8 @@ class RedisConsumer:
                 self._acks.setdefault(key, []).extend(ids)
                 self._num_acks += len(ids)
             raise
+        for key, ids in acks.items():
+            self._tallies[key].count_acknowledged(ids)
 
     async def _keep_house(self) -> None:
         """Do what must not wait for a slow handler."""

@@ -6,7 +6,7 @@ what is read but not yet handed out. `redis_consumer` drives it, waits out outag
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import cast
@@ -20,6 +20,7 @@ from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands, Fields, StreamEntries
 from esper.oona.redis_letters import MESSAGE_FIELD, Failed, file_letter, stream_key
 from esper.oona.redis_watch import StreamWatch, order
+from esper.oona.traffic import GroupTally
 
 _START = b"0-0"
 _LONGEST_BLOCK_SECONDS = 1.0
@@ -76,6 +77,7 @@ class GroupReader:
         topics: what to read.
         group: for whom.
         consumer: by whom.
+        tallies: by stream, where to count what is set aside.
 
     """
 
@@ -88,8 +90,10 @@ class GroupReader:
         *,
         group: str,
         consumer: str,
+        tallies: Mapping[str, GroupTally],
     ) -> None:
         self.group = group
+        self._tallies = tallies
         self.watch = StreamWatch(client, group)
         self._client = client
         self._blocking = blocking
@@ -354,4 +358,5 @@ class GroupReader:
             data=data,
             reason=reason,
         )
-        await file_letter(self._client, self._options, failed)
+        if await file_letter(self._client, self._options, failed):
+            self._tallies[key].dead_lettered += 1

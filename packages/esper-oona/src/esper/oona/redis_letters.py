@@ -64,8 +64,8 @@ class Failed:
     reason: str
 
 
-async def file_letter(client: Commands, options: RedisOptions, failed: Failed) -> None:
-    """Acknowledge the entry and file the letter, as one; nothing if it was acknowledged before."""
+async def file_letter(client: Commands, options: RedisOptions, failed: Failed) -> bool:
+    """Acknowledge the entry and file the letter, as one; tell if it was not acknowledged before."""
     fields: dict[str, str | bytes | int] = {
         "topic": failed.topic.value,
         "group": failed.group,
@@ -84,10 +84,12 @@ async def file_letter(client: Commands, options: RedisOptions, failed: Failed) -
         MAX_DEAD_LETTERS,
         *(part for pair in fields.items() for part in pair),
     )
-    if isinstance(filed, bytes):
-        letter = _letter(filed, {k.encode(): _bytes(v) for k, v in fields.items()})
-        assert letter is not None
-        tell_dead_letter(letter)
+    if not isinstance(filed, bytes):
+        return False
+    letter = _letter(filed, {k.encode(): _bytes(v) for k, v in fields.items()})
+    assert letter is not None
+    tell_dead_letter(letter)
+    return True
 
 
 async def list_letters(client: Commands, options: RedisOptions, limit: int) -> Sequence[DeadLetter]:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from esper.contracts import (
     BusHealth,
+    BusTraffic,
     DeadLetter,
     Payload,
     Record,
@@ -41,6 +42,7 @@ from esper.oona.redis_health import look
 from esper.oona.redis_letters import list_letters, requeue_letter, stream_key
 from esper.oona.redis_producer import RedisProducer
 from esper.oona.redis_reading import StreamReader, bounds, replay
+from esper.oona.traffic import Traffic
 
 _CLOSE_SECONDS = 3.0
 
@@ -71,6 +73,7 @@ class RedisBus:
         self._trimmed: Counter[TopicNames] = Counter()
         """What the readers that are done had counted."""
         self._producer = RedisProducer(options)
+        self._traffic = Traffic()
         journal = Journal(options.journal, bus=f"{options.address}/{options.db}/{options.prefix}")
         self._outbox = Outbox(self._send, outbox_queue or OutboxQueue(journal=journal))
 
@@ -171,6 +174,7 @@ class RedisBus:
             group=group,
             consumer=consumer,
             prefetch=prefetch,
+            traffic=self._traffic,
             is_open=lambda: self._client is client,
         )
         self._consumers.add(reading)
@@ -232,10 +236,15 @@ class RedisBus:
         return await look(self._options, num_queued=self._outbox.num_queued, lost=self.lost)
 
     @property
+    def traffic(self) -> BusTraffic:
+        """What this client has moved."""
+        return self._traffic.read()
+
+    @property
     def lost(self) -> Mapping[TopicNames, int]:
         """Messages not known to have arrived, or trimmed before a group here had read them, by topic."""
         lost = Counter(self._outbox.lost) + self._trimmed
-        for consumer in self._consumers:
+        for consumer in list(self._consumers):
             lost += consumer.reader.watch.trimmed
         return MappingProxyType(lost)
 
@@ -248,4 +257,6 @@ class RedisBus:
         return await patiently(self._options, call, is_open=lambda: self._client is not None)
 
     async def _send(self, batch: Sequence[Entry]) -> Outcome:
-        return await self._producer.append(self._opened(), batch)
+        outcome = await self._producer.append(self._opened(), batch)
+        self._traffic.count_published(batch, outcome)
+        return outcome
