@@ -29,6 +29,7 @@ from esper.contracts import (
 )
 from esper.contracts.registry import bus_factory
 from esper.testkit.redis import BINARIES, RedisServer, redis_binary
+from esper.testkit.redis_groups import Cluster, start_cluster
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
@@ -114,11 +115,22 @@ def redis_url(request: pytest.FixtureRequest) -> MakeUrl:
     return _url_maker(redis_of(request.param).url)
 
 
-@pytest.fixture(params=["memory", *_REAL_SERVERS])
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Give the whole test session one Redis Cluster of three nodes."""
+    with start_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(
+    params=["memory", *_REAL_SERVERS, pytest.param("cluster", marks=pytest.mark.long)],
+)
 def make_url(request: pytest.FixtureRequest) -> MakeUrl:
     """Make URLs of each backend in turn: the suites of the port run on all of them."""
     if request.param == "memory":
         return request.getfixturevalue("memory_url")
+    if request.param == "cluster":
+        return _url_maker(cast("Cluster", request.getfixturevalue("cluster")).url)
     redis_of = cast("Callable[[str], RedisServer]", request.getfixturevalue("redis_of"))
     return _url_maker(redis_of(request.param).url)
 

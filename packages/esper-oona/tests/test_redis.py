@@ -86,7 +86,10 @@ async def test_wrong_password_is_named_as_such(tmp_path: Path, credentials: str)
         await right.close()
 
 
-async def test_rediss_speaks_tls() -> None:
+@pytest.mark.parametrize(
+    "form", ["rediss://{}", "rediss+sentinel://{}/service", "rediss+cluster://{}"]
+)
+async def test_rediss_speaks_tls(form: str) -> None:
     first_bytes: list[bytes] = []
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -95,7 +98,7 @@ async def test_rediss_speaks_tls() -> None:
 
     async with await asyncio.start_server(hang_up, "127.0.0.1") as server:
         port = server.sockets[0].getsockname()[1]
-        bus = open_redis_bus(f"rediss://127.0.0.1:{port}?ssl_cert_reqs=none")
+        bus = open_redis_bus(f"{form.format(f'127.0.0.1:{port}')}?ssl_cert_reqs=none")
         with pytest.raises(BackendUnavailableError, match="no Redis server answers"):
             await bus.open()
     assert first_bytes == [b"\x16"]  # a TLS handshake record (RFC 8446, section 5.1)

@@ -27,6 +27,7 @@ ADDRESSES = (
     "rediss://:{}@127.0.0.1:1?ssl_cert_reqs=none",
     "redis+sentinel://me:{0}@127.0.0.1:1,127.0.0.1:2/service?sentinel_password={0}",
     "redis+cluster://me:{}@127.0.0.1:1,127.0.0.1:2",
+    "rediss+cluster://me:{}@127.0.0.1:1,127.0.0.1:2?ssl_cert_reqs=none",
 )
 
 
