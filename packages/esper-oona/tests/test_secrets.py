@@ -14,6 +14,7 @@ from esper.oona.options import RedisOptions
 from esper.oona.redis_client import connect as connect_driver
 from esper.oona.redis_consumer import RedisConsumer
 from esper.oona.redis_producer import RedisProducer
+from esper.oona.traffic import Traffic
 from esper.testkit.redis import start_redis
 from esper.testkit.redis_groups import client_of
 
@@ -102,6 +103,7 @@ async def test_no_object_shows_the_password(form: str) -> None:
             group="readers",
             consumer="one",
             prefetch=1,
+            traffic=Traffic(),
             is_open=lambda: True,
         ),
     ]
