@@ -16,6 +16,7 @@ from esper.contracts import (
     BusTraffic,
     DeadLetter,
     FieldReport,
+    GroupLosses,
     MessageError,
     NotFoundError,
     OonaMessage,
@@ -165,6 +166,9 @@ class ShortBus:
 
     async def health(self) -> BusHealth:
         return BusHealth(address="short", is_reachable=True)
+
+    async def group_losses(self) -> Sequence[GroupLosses]:
+        return []
 
     @property
     def traffic(self) -> BusTraffic:

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from uuid import uuid4
 
-import pytest
-
 from esper.contracts import Bus, HealthSignal, TopicNames
-from esper.oona import group_queue
 from esper.oona.broker import shared_broker
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
@@ -77,21 +74,6 @@ async def test_broker_keeps_nothing_that_nobody_will_read(
             assert broker.num_kept() == 1
             await bus.remove_group([HEALTH], group="others")
             assert broker.num_kept() == 0
-
-
-async def test_group_that_nobody_reads_keeps_the_newest_only(
-    memory_url: MakeUrl, connect: Connect, health: Health, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(group_queue, "MAX_BACKLOG", 10)
-    async with connect(memory_url()) as bus:
-        await bus.create_group([HEALTH], group="readers")
-        for epoch in range(25):
-            bus.publish_nowait(health(epoch), sender_id="tests", trace_id="run")
-        reader = bus.subscribe([HEALTH], group="readers", consumer="one")
-        kept = [(await anext(reader)).payload() for _ in range(10)]
-        assert kept == [health(epoch) for epoch in range(15, 25)]
-        assert bus.lost == {HEALTH: 15}
-    assert bus.lost == {HEALTH: 15}
 
 
 async def test_names_are_apart_and_a_broker_ends_with_its_last_client(

@@ -25,7 +25,6 @@ from esper.oona import open_redis_bus
 from esper.oona.envelope import enclose
 from esper.oona.options import RedisOptions
 from esper.oona.redis_nodes import make_pool
-from esper.oona.redis_watch import num_trimmed
 from esper.testkit.redis import RedisServer, start_redis
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
@@ -316,17 +315,6 @@ async def test_messages_trimmed_before_the_group_read_them_are_counted_once(
         assert bus.lost == expected
         await reader.aclose()
     assert bus.lost == expected
-
-
-def test_redis_6_does_not_count_but_a_full_stream_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("esper.oona.redis_watch.MAX_BACKLOG", 5)
-    group: dict[str, object] = {"last-delivered-id": b"7-0"}
-    full: dict[str, object] = {"length": 5, "first-entry": (b"9-0", None)}
-    assert num_trimmed(full, group) == 1
-    assert num_trimmed(full | {"length": 4}, group) == 0
-    assert num_trimmed(full | {"first-entry": (b"7-0", None)}, group) == 0
 
 
 async def test_letters_of_the_first_format_are_read_and_requeued_and_foreign_ones_left_alone(

@@ -13,6 +13,7 @@ from esper.contracts.registry import bus_factory
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import connect as connect_driver
 from esper.oona.redis_consumer import RedisConsumer
+from esper.oona.redis_keeper import RedisKeeper
 from esper.oona.redis_producer import RedisProducer
 from esper.oona.traffic import Traffic
 from esper.testkit.redis import start_redis
@@ -100,6 +101,7 @@ async def test_no_object_shows_the_password(form: str) -> None:
             client,
             options,
             [HEALTH],
+            keeper=RedisKeeper(options),
             group="readers",
             consumer="one",
             prefetch=1,

@@ -28,6 +28,7 @@ from esper.contracts.bus_health import (
     BusTraffic,
     ConsumerHealth,
     GroupHealth,
+    GroupLosses,
     GroupTraffic,
     TopicHealth,
 )
@@ -224,6 +225,7 @@ __all__ = [
     "EventLog",
     "FieldReport",
     "GroupHealth",
+    "GroupLosses",
     "GroupTraffic",
     "Handler",
     "HealthSignal",

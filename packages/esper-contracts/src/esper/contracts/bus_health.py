@@ -110,3 +110,15 @@ class BusTraffic:
     published: Mapping[TopicNames, int]
     """Messages that the bus has taken."""
     groups: Sequence[GroupTraffic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLosses:
+    """What one group has lost on one topic since it was created."""
+
+    topic: TopicNames
+    group: str
+    num_lost: int
+    """Messages that went before it had acknowledged them, as far as the bus can know."""
+    num_recreated: int
+    """How often it vanished from the server and began anew."""

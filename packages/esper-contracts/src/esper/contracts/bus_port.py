@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from esper.contracts.bus_health import BusHealth, BusTraffic
+from esper.contracts.bus_health import BusHealth, BusTraffic, GroupLosses
 from esper.contracts.messages import DeadLetter, OonaMessage, Payload, Record, TopicNames
 
 
@@ -263,6 +263,10 @@ class Bus(Protocol):
         """
         ...
 
+    async def group_losses(self) -> Sequence[GroupLosses]:
+        """Return what each group of the bus has lost so far, whichever client noticed."""
+        ...
+
     @property
     def traffic(self) -> BusTraffic:
         """What this client has published, received, acknowledged and set aside; from any thread."""
@@ -270,8 +274,8 @@ class Bus(Protocol):
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
-        """Messages that never reached the bus, or that it dropped before a group had read them.
+        """Messages that never reached the bus, or that this client found to be lost to a group.
 
-        By topic; a group that reads too slowly loses its oldest.
+        By topic. A group loses what its topic's retention drops unread, and what vanishes with it.
         """
         ...

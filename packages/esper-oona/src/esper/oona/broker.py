@@ -8,17 +8,28 @@ is no group.
 import heapq
 import time
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from itertools import count, islice
 from threading import Lock
 
-from esper.contracts import DeadLetter, TopicHealth, TopicNames, get_logger, utc_now
+from esper.contracts import (
+    DeadLetter,
+    GroupLosses,
+    TopicHealth,
+    TopicNames,
+    get_logger,
+    utc_now,
+)
 from esper.oona.broker_health import topic_health
 from esper.oona.delivery import MAX_DEAD_LETTERS, exhausted, tell_dead_letter
 from esper.oona.envelope import Envelope
 from esper.oona.group_queue import Consumer, GroupQueue, Item, Waiter
+from esper.oona.retention import DATA_LOSS, DEFAULT_RETENTION, HELD_UP, Retention
 from esper.oona.topic_log import Logged, Span, TopicLog
+
+_EXPIRE_SECONDS = 5.0
+"""Between two looks for what is too old."""
 
 _READ_LIMIT = 100
 
@@ -31,10 +42,17 @@ _log = get_logger(__name__)
 class Broker:
     """Groups and their queues; every method is thread-safe and returns at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, retention: Mapping[TopicNames, Retention] = DEFAULT_RETENTION) -> None:
         self._lock = Lock()
+        self._retention = retention
+        self._expire_every = min(
+            _EXPIRE_SECONDS, *(policy.max_age_seconds / 4 for policy in retention.values())
+        )
+        self._expire_at = 0.0
         self._sequence = count(1)
         self._dropped: Counter[TopicNames] = Counter()
+        self._losses: Counter[tuple[TopicNames, str]] = Counter()
+        self._recreated: Counter[tuple[TopicNames, str]] = Counter()
         self._queues: dict[TopicNames, dict[str, GroupQueue]] = {topic: {} for topic in TopicNames}
         self._logs = {topic: TopicLog() for topic in TopicNames}
         self._letters: dict[str, tuple[DeadLetter, Item]] = {}
@@ -42,7 +60,9 @@ class Broker:
     def publish(self, envelopes: Iterable[Envelope]) -> None:
         """Give the messages to every group of their topics."""
         woken: set[Waiter] = set()
+        now = time.monotonic()
         with self._lock:
+            self._expire(now)
             for envelope in envelopes:
                 sequence = next(self._sequence)
                 log = self._logs[envelope.topic]
@@ -50,9 +70,11 @@ class Broker:
                 if log.waiters:
                     woken |= log.waiters
                     log.waiters.clear()
+                policy = self._retention[envelope.topic]
                 for group, queue in self._queues[envelope.topic].items():
-                    if queue.add(Item(sequence, group, envelope)):
-                        self._count_dropped(envelope.topic, group)
+                    if len(queue.unacknowledged) >= policy.max_length:
+                        self._overflow(envelope.topic, group, queue, policy)
+                    queue.add(Item(sequence, group, envelope, now))
                     if queue.waiters:
                         woken |= queue.waiters
                         queue.waiters.clear()
@@ -61,9 +83,23 @@ class Broker:
 
     @property
     def dropped(self) -> Counter[TopicNames]:
-        """Messages that went before a group had read them, by topic, once for each such group."""
+        """Messages that went before a group had acknowledged them, by topic, once for each group."""
         with self._lock:
             return self._dropped.copy()
+
+    def group_losses(self) -> list[GroupLosses]:
+        """Return what each group lost so far."""
+        with self._lock:
+            return [
+                GroupLosses(
+                    topic=topic,
+                    group=group,
+                    num_lost=self._losses[topic, group],
+                    num_recreated=self._recreated[topic, group],
+                )
+                for topic, groups in self._queues.items()
+                for group in sorted(groups)
+            ]
 
     def create_group(self, topics: Collection[TopicNames], group: str) -> None:
         """Keep messages for `group` from now on; idempotent."""
@@ -78,6 +114,8 @@ class Broker:
             for topic in topics:
                 if queue := self._queues[topic].pop(group, None):
                     woken |= queue.waiters
+                for counter in (self._losses, self._recreated):
+                    counter.pop((topic, group), None)
         for consumer in woken:
             consumer.wake()
 
@@ -95,6 +133,7 @@ class Broker:
         """
         now = time.monotonic()
         with self._lock:
+            self._expire(now)
             queues = [self._queue(topic, consumer.group) for topic in consumer.topics]
             if consumer.is_exclusive and not _lead(consumer, queues):
                 return _TURN_SECONDS
@@ -222,6 +261,7 @@ class Broker:
     def replay(self, topics: Collection[TopicNames], group: str, span: Span) -> TopicNames | None:
         """Let the group have messages again; return a topic that has no such group instead."""
         woken: set[Consumer] = set()
+        now = time.monotonic()
         with self._lock:
             for topic in topics:
                 if group not in self._queues[topic]:
@@ -230,7 +270,7 @@ class Broker:
                 queue = self._queues[topic][group]
                 for logged in self._logs[topic].within(span):
                     if logged.sequence not in queue.unacknowledged:
-                        queue.add(Item(logged.sequence, group, logged.envelope))
+                        queue.add(Item(logged.sequence, group, logged.envelope, now))
                 woken |= queue.waiters
                 queue.waiters.clear()
         for consumer in woken:
@@ -278,10 +318,41 @@ class Broker:
         with self._lock:
             return {group for groups in self._queues.values() for group in groups}
 
-    def _count_dropped(self, topic: TopicNames, group: str) -> None:
-        if not self._dropped[topic]:
-            _log.error("a group reads too slowly; its oldest messages are dropped", group=group)
-        self._dropped[topic] += 1
+    def _expire(self, now: float) -> None:
+        """Drop what is too old, where that may be dropped; looks every few seconds at most."""
+        if now < self._expire_at:
+            return
+        self._expire_at = now + self._expire_every
+        for topic, policy in self._retention.items():
+            for group, queue in self._queues[topic].items() if policy.may_drop else ():
+                self._count_dropped(topic, group, queue.drop_older(now - policy.max_age_seconds))
+
+    def _overflow(
+        self, topic: TopicNames, group: str, queue: GroupQueue, policy: Retention
+    ) -> None:
+        """Make room in a full queue, or say that it grows beyond its length."""
+        num_kept = len(queue.unacknowledged)
+        if policy.may_drop:
+            queue.drop_oldest()
+            self._count_dropped(topic, group, 1)
+        elif num_kept >= queue.warn_at:
+            queue.warn_at = 2 * num_kept
+            _log.warning(HELD_UP, topic=topic.value, group=group, kept=num_kept)
+
+    def _count_dropped(self, topic: TopicNames, group: str, number: int) -> None:
+        """Count what was dropped unread, and say so once for each group."""
+        if not number:
+            return
+        if not self._losses[topic, group]:
+            _log.error(
+                DATA_LOSS,
+                topic=topic.value,
+                group=group,
+                lost=number,
+                reason="trimmed while unread",
+            )
+        self._dropped[topic] += number
+        self._losses[topic, group] += number
 
     def _file(self, item: Item, reason: str) -> None:
         """Take the message from its group's queue and keep it as a letter."""
@@ -302,7 +373,14 @@ class Broker:
     def _queue(self, topic: TopicNames, group: str) -> GroupQueue:
         queue = self._queues[topic].get(group)
         if queue is None:
-            _log.error("consumer group vanished; created anew", topic=topic.value, group=group)
+            self._recreated[topic, group] += 1
+            _log.error(
+                DATA_LOSS,
+                topic=topic.value,
+                group=group,
+                lost=0,
+                reason="consumer group vanished; created anew, for what is published from now on",
+            )
             queue = self._queues[topic][group] = GroupQueue()
         return queue
 
@@ -326,10 +404,15 @@ _brokers_lock = Lock()
 
 
 @contextmanager
-def shared_broker(name: str) -> Generator[Broker]:
-    """Share the broker of that name; it lasts as long as anyone in the process is in this context."""
+def shared_broker(
+    name: str, retention: Mapping[TopicNames, Retention] = DEFAULT_RETENTION
+) -> Generator[Broker]:
+    """Share the broker of that name; it lasts as long as anyone in the process is in this context.
+
+    Whoever comes first says what it keeps.
+    """
     with _brokers_lock:
-        broker, num_users = _brokers.get(name, (Broker(), 0))
+        broker, num_users = _brokers.get(name, (Broker(retention), 0))
         _brokers[name] = (broker, num_users + 1)
     try:
         yield broker

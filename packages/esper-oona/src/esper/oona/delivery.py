@@ -23,8 +23,6 @@ from esper.oona.envelope import Envelope
 
 MAX_DEAD_LETTERS = 10_000
 """Letters kept; beyond it the oldest go."""
-MAX_BACKLOG = 100_000
-"""Messages kept per topic; beyond it the oldest go, so that a group nobody reads cannot fill memory."""
 
 _log = get_logger(__name__)
 

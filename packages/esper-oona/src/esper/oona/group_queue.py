@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from esper.contracts import TopicNames
-from esper.oona.delivery import MAX_BACKLOG
 from esper.oona.envelope import Envelope
 from esper.oona.traffic import Traffic
 
@@ -70,6 +69,8 @@ class Item:
     """Position among all messages of the broker."""
     group: str
     envelope: Envelope
+    published_at: float
+    """Monotonic seconds."""
     holder: Consumer | None = None
     """Who has it in hand; None while it waits."""
     delivered_at: float = 0.0
@@ -95,15 +96,26 @@ class GroupQueue:
     leader: Consumer | None = None
     """The exclusive consumer that alone takes messages; what it holds is never overdue."""
 
-    def add(self, item: Item) -> bool:
-        """Keep the message; tell whether the oldest had to go for it."""
-        is_full = len(self.unacknowledged) >= MAX_BACKLOG
-        if is_full:
-            self.remove(next(iter(self.unacknowledged)))
-            self.head()
+    warn_at: int = 0
+    """Messages from which on it is said that the group does not read."""
+
+    def add(self, item: Item) -> None:
+        """Keep a new message."""
         self.unacknowledged[item.sequence] = item
         heapq.heappush(self.ready, item.sequence)
-        return is_full
+
+    def drop_oldest(self) -> None:
+        """Forget the oldest message, whoever has it."""
+        self.remove(next(iter(self.unacknowledged)))
+        self.head()
+
+    def drop_older(self, than: float) -> int:
+        """Forget what was published before; return how many those were."""
+        old = [n for n, item in self.unacknowledged.items() if item.published_at < than]
+        for sequence in old:
+            self.remove(sequence)
+        self.head()
+        return len(old)
 
     def remove(self, sequence: int) -> None:
         """Forget the message: it is settled."""

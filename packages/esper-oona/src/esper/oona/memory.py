@@ -19,6 +19,7 @@ from esper.contracts import (
     BusHealth,
     BusTraffic,
     DeadLetter,
+    GroupLosses,
     Payload,
     Record,
     TopicNames,
@@ -78,7 +79,9 @@ class MemoryBus:
     async def open(self) -> None:
         """Join the broker; does nothing if the client is open."""
         if self._broker is None:
-            self._broker = self._shared.enter_context(shared_broker(self._options.name))
+            self._broker = self._shared.enter_context(
+                shared_broker(self._options.name, self._options.retention)
+            )
 
     async def close(self) -> None:
         """Leave the broker; iterators end, and what they held goes to others."""
@@ -245,6 +248,10 @@ class MemoryBus:
             num_dead_letters=broker.num_letters(),
             lost=lost,
         )
+
+    async def group_losses(self) -> Sequence[GroupLosses]:
+        """Return what each group of the broker lost so far."""
+        return self._opened().group_losses()
 
     @property
     def traffic(self) -> BusTraffic:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from esper.contracts import ConfigError
+from esper.contracts import ConfigError, TopicNames
+from esper.oona.retention import DEFAULT_RETENTION, PARAMETERS, Retention, read_retention
 
 DEFAULT_RECLAIM_AFTER_SECONDS = 60.0
 DEFAULT_MAX_DELIVERIES = 5
@@ -50,6 +51,8 @@ class MemoryOptions:
     reclaim_after_seconds: float
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
     """A message that was handed out so often in vain goes to the dead letters."""
+    retention: Mapping[TopicNames, Retention] = DEFAULT_RETENTION
+    """What each topic keeps."""
 
     @classmethod
     def from_url(cls, url: str) -> "MemoryOptions":
@@ -57,11 +60,12 @@ class MemoryOptions:
         parts = _split(url, schemes=("memory",), form=_MEMORY_FORM)
         if parts.path or parts.fragment or "@" in parts.netloc:
             raise ConfigError(f"bus URL has more than a name; expected {_MEMORY_FORM}")
-        query = _query(parts, known={"reclaim_after_seconds", "max_deliveries"})
+        query = _query(parts, known={"reclaim_after_seconds", "max_deliveries", *PARAMETERS})
         return cls(
             name=parts.netloc,
             reclaim_after_seconds=_reclaim_after(query),
             max_deliveries=_max_deliveries(query),
+            retention=read_retention(query),
         )
 
 
@@ -88,6 +92,8 @@ class RedisOptions:
     """A message that was handed out so often in vain goes to the dead letters."""
     journal: Path | None = None
     """Folder for what could not be sent before the process ended; None: it is lost."""
+    retention: Mapping[TopicNames, Retention] = DEFAULT_RETENTION
+    """What each topic keeps."""
 
     @property
     def address(self) -> str:
@@ -109,7 +115,7 @@ class RedisOptions:
         parts = _split(url, schemes=schemes, form=any_form)
         scheme, _, kind = parts.scheme.partition("+")
         layout = cast("Layout", kind or "server")
-        known = {"prefix", "reclaim_after_seconds", "max_deliveries", "journal"}
+        known = {"prefix", "reclaim_after_seconds", "max_deliveries", "journal", *PARAMETERS}
         known |= _TLS_PARAMETERS if scheme == "rediss" else frozenset[str]()
         known |= _SENTINEL_PARAMETERS if layout == "sentinel" else frozenset[str]()
         query = _query(parts, known=known)
@@ -134,6 +140,7 @@ class RedisOptions:
             reclaim_after_seconds=_reclaim_after(query),
             max_deliveries=_max_deliveries(query),
             journal=_journal(query),
+            retention=read_retention(query),
         )
 
 

@@ -61,17 +61,9 @@ class Commands(Protocol):
 
     async def xgroup_setid(self, name: str, groupname: str, id: str) -> object: ...
 
-    async def xpending(self, name: str, groupname: str) -> dict[str, bytes | int | None]: ...
-
-    async def xgroup_create(
-        self, name: str, groupname: str, *, id: str, mkstream: bool
-    ) -> object: ...
-
-    async def xgroup_destroy(self, name: str, groupname: str) -> object: ...
-
-    async def xinfo_stream(self, name: str) -> Mapping[str, object]: ...
-
     async def xinfo_groups(self, name: str) -> list[dict[str, bytes | int | None]]: ...
+
+    async def hgetall(self, name: str) -> dict[bytes, bytes]: ...
 
     async def xack(self, name: str, groupname: str, *ids: bytes) -> int: ...
 
@@ -82,19 +74,8 @@ class Commands(Protocol):
         *,
         streams: Mapping[str, str],
         count: int,
-        block: int,
+        block: int | None,
     ) -> list[tuple[bytes, StreamEntries]]: ...
-
-    async def xautoclaim(
-        self,
-        name: str,
-        groupname: str,
-        *,
-        consumername: str,
-        min_idle_time: int,
-        start_id: bytes,
-        count: int,
-    ) -> Sequence[object]: ...
 
     async def xclaim(
         self,
@@ -107,18 +88,7 @@ class Commands(Protocol):
         idle: int,
         retrycount: int | None = None,
         justid: bool,
-    ) -> object: ...
-
-    async def xpending_range(
-        self,
-        name: str,
-        groupname: str,
-        *,
-        min: bytes,
-        max: bytes,
-        count: int,
-        consumername: str | None = None,
-    ) -> list[dict[str, bytes | int]]: ...
+    ) -> list[bytes]: ...
 
 
 class Pipeline(Protocol):

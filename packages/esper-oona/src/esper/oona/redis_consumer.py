@@ -21,6 +21,7 @@ from esper.oona.redis_client import (
     unavailable,
 )
 from esper.oona.redis_group import GroupEntry, GroupReader
+from esper.oona.redis_keeper import RedisKeeper
 from esper.oona.redis_letters import stream_key
 from esper.oona.traffic import Traffic
 
@@ -48,6 +49,7 @@ class RedisConsumer:
         options: RedisOptions,
         topics: Collection[TopicNames],
         *,
+        keeper: RedisKeeper,
         group: str,
         consumer: str,
         prefetch: int,
@@ -66,6 +68,7 @@ class RedisConsumer:
             self._blocking,
             options,
             topics,
+            keeper=keeper,
             group=group,
             consumer=consumer,
             tallies=self._tallies,
@@ -150,7 +153,7 @@ class RedisConsumer:
 
     async def acknowledge(self, entry: GroupEntry) -> None:
         """Note that the message was handled; with a prefetch, the server is told a little later."""
-        self.reader.forget(entry)
+        self.reader.note_done(entry)
         if self._prefetch == 1 or self._is_stopped:
             await self._patiently(
                 lambda: self._client.xack(entry.key, self.reader.group, entry.entry_id)
@@ -216,9 +219,10 @@ class RedisConsumer:
     async def _read_and_acknowledge(self) -> None:
         """Read; acknowledge at the same time, on another connection, if that is worth a round trip.
 
-        What is not acknowledged yet and what is read are together no more than the prefetch.
+        What is not acknowledged yet and what is read are together no more than the prefetch. Before a
+        suspect is handed out everything is acknowledged: what was handled must not be blamed with it.
         """
-        if 2 * self._num_acks < self._prefetch:
+        if 2 * self._num_acks < self._prefetch and not self.reader.has_suspects:
             await self.reader.fetch(self._prefetch - self._num_acks)
             return
         acknowledging = asyncio.create_task(self._send_acks(), name="oona-acks")

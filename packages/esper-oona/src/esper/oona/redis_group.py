@@ -1,6 +1,6 @@
 """One consumer of one group on Redis streams: what to hand out next.
 
-Claims one overdue entry of other consumers (XAUTOCLAIM), then reads new ones (XREADGROUP), and keeps
+Takes over overdue entries of other consumers (`redis_claim`), reads new ones (XREADGROUP), and keeps
 what is read but not yet handed out. `redis_consumer` drives it, waits out outages and hands out.
 """
 
@@ -9,28 +9,32 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
 
 from redis.exceptions import ResponseError
 
-from esper.contracts import MessageError, TopicNames, get_logger
+from esper.contracts import MessageError, TopicNames
 from esper.oona.delivery import exhausted
 from esper.oona.envelope import Envelope, decode
 from esper.oona.options import RedisOptions
-from esper.oona.redis_client import Commands, Fields, StreamEntries
+from esper.oona.redis_claim import FROM_THE_START, ClaimedEntry, claim_overdue
+from esper.oona.redis_client import Commands, Fields
+from esper.oona.redis_keeper import RedisKeeper, order
 from esper.oona.redis_letters import MESSAGE_FIELD, Failed, file_letter, stream_key
-from esper.oona.redis_watch import StreamWatch, order
+from esper.oona.redis_membership import sweep_consumers
+from esper.oona.redis_watch import StreamWatch
 from esper.oona.traffic import GroupTally
 
-_START = b"0-0"
 _LONGEST_BLOCK_SECONDS = 1.0
 """A reader looks up at least this often, so that it notices overdue entries."""
 _LONGEST_PAUSE_SECONDS = 5.0
+_GLANCE_SECONDS = 0.02
+"""While overdue entries are at hand, new ones that were not there are looked for this often."""
 _DAY_MS = 86_400_000
-_MANY = 1000
-"""Entries to look through at a time; the next claim looks again."""
-
-_log = get_logger(__name__)
+_SWEEP_SECONDS = 60.0
+_SILENT_SECONDS = 3600.0
+"""After this the name of a consumer that holds nothing goes."""
+_RELEASED = "released"
+"""Holds what a consumer left behind that has ended, until somebody takes it."""
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -47,24 +51,6 @@ class GroupEntry:
     is_handed_out: bool = False
 
 
-async def create_group(client: Commands, key: str, group: str, *, start: str) -> None:
-    """Create stream and group; leaves an existing group as it is."""
-    try:
-        await client.xgroup_create(key, group, id=start, mkstream=True)
-    except ResponseError as error:
-        if not str(error).startswith("BUSYGROUP"):
-            raise
-
-
-async def remove_group(client: Commands, key: str, group: str) -> None:
-    """Destroy the group; leaves a stream that does not exist as it is."""
-    try:
-        await client.xgroup_destroy(key, group)
-    except ResponseError as error:
-        if "requires the key to exist" not in str(error):
-            raise
-
-
 class GroupReader:
     """Reads for one consumer, and remembers what that consumer has not acknowledged.
 
@@ -75,6 +61,7 @@ class GroupReader:
         blocking: a client of its own connection, for the reads that wait.
         options: of the bus.
         topics: what to read.
+        keeper: tends what is read, and counts what is lost.
         group: for whom.
         consumer: by whom.
         tallies: by stream, where to count what is set aside.
@@ -88,26 +75,31 @@ class GroupReader:
         options: RedisOptions,
         topics: Collection[TopicNames],
         *,
+        keeper: RedisKeeper,
         group: str,
         consumer: str,
         tallies: Mapping[str, GroupTally],
     ) -> None:
         self.group = group
         self._tallies = tallies
-        self.watch = StreamWatch(client, group)
+        self._watch = StreamWatch(client, options, keeper, group)
         self._client = client
         self._blocking = blocking
         self._options = options
         self._consumer = consumer
         self._topics = {stream_key(options, topic): topic for topic in topics}
-        self._cursor = dict.fromkeys(self._topics, _START)
+        self._cursor = dict.fromkeys(self._topics, FROM_THE_START)
         self._buffer: deque[GroupEntry] = deque()
+        self._suspects: deque[GroupEntry] = deque()
+        """Taken over, and not yet counted as tried."""
         self._held: dict[tuple[str, bytes], GroupEntry] = {}
         self._reclaim_ms = max(1, round(options.reclaim_after_seconds * 1000))
         self.pause_seconds = min(options.reclaim_after_seconds / 4, _LONGEST_PAUSE_SECONDS)
         """How often to look for what is overdue."""
         self._look_at = 0.0
+        self._glance_at = 0.0
         self._inspect_at = 0.0
+        self._sweep_at = 0.0
         self._may_claim = True
 
     def pop(self) -> GroupEntry | None:
@@ -126,17 +118,20 @@ class GroupReader:
             if time.monotonic() >= self._inspect_at:
                 await self._inspect()
             # Every other time at most, so that failing messages do not hold up the new ones.
-            if self._may_claim and time.monotonic() >= self._look_at:
+            if self._may_claim and self._has_overdue():
                 self._may_claim = False
-                if await self._claim_one():
+                if await self._try_overdue(limit):
                     return
-                self._look_at = time.monotonic() + self.pause_seconds
             self._may_claim = True
-            await self._read_new(limit)
+            if not self._has_overdue():
+                await self._read_new(limit, self._seconds_to_block())
+            elif time.monotonic() >= self._glance_at:
+                await self._read_new(limit, None)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            await self._recreate_groups()
+            for topic in self._topics.values():
+                await self._watch.create(topic)
 
     def is_ours(self, entry: GroupEntry) -> bool:
         """Tell whether nobody can have taken the entry over since it was read or renewed."""
@@ -145,6 +140,11 @@ class GroupReader:
     def forget(self, entry: GroupEntry) -> bool:
         """Note that the entry is no longer in hand; tell whether it was."""
         return self._held.pop((entry.key, entry.entry_id), None) is not None
+
+    def note_done(self, entry: GroupEntry) -> None:
+        """Forget an entry that was handled."""
+        self.forget(entry)
+        self._watch.note_done(entry.topic)
 
     async def renew(self, entry: GroupEntry) -> None:
         """Start the time anew after which others get the entry."""
@@ -166,6 +166,11 @@ class GroupReader:
         self.forget(entry)
         self._look_at = min(self._look_at, time.monotonic() + delay_seconds)
 
+    @property
+    def has_suspects(self) -> bool:
+        """Whether the next entry may be one that kills its consumer."""
+        return bool(self._suspects)
+
     def look_soon(self) -> None:
         """Look for overdue entries next, because there may be some."""
         self._look_at = 0.0
@@ -173,16 +178,19 @@ class GroupReader:
     async def release_stale(self) -> None:
         """Let others have what waits behind a slow handler, before they take it for abandoned."""
         patience = self._options.reclaim_after_seconds / 2
-        if self._buffer and time.monotonic() - self._buffer[0].held_since > patience:
-            waiting = list(self._buffer)
-            self._buffer.clear()
-            await self._release(waiting)
+        for waiting in (self._buffer, self._suspects):
+            if waiting and time.monotonic() - waiting[0].held_since > patience:
+                released = list(waiting)
+                waiting.clear()
+                await self._release(released, to=self._consumer)
 
     async def release(self) -> None:
-        """Let others have at once what was not acknowledged."""
+        """Let others have at once what was not acknowledged, and take this consumer's name back."""
         held = list(self._held.values())
         self._buffer.clear()
-        await self._release(held)
+        self._suspects.clear()
+        await self._release(held, to=_RELEASED)
+        await sweep_consumers(self._client, self._topics, self.group, name=self._consumer)
 
     async def bury(self, entry: GroupEntry, reason: str) -> None:
         """Move the entry to the dead letters."""
@@ -195,7 +203,7 @@ class GroupReader:
         )
         self.forget(entry)
 
-    async def _release(self, entries: Iterable[GroupEntry]) -> None:
+    async def _release(self, entries: Iterable[GroupEntry], *, to: str) -> None:
         """Make entries overdue for anyone; what was not handed out was not tried."""
         ours = [entry for entry in entries if self.is_ours(entry)]
         order: Callable[[GroupEntry], tuple[str, int]] = lambda entry: (  # noqa: E731
@@ -205,147 +213,151 @@ class GroupReader:
         for (key, retry_count), group in groupby(sorted(ours, key=order), order):
             ids = [entry.entry_id for entry in group]
             await self._set_idle(
-                key, ids, idle_ms=_DAY_MS, retry_count=None if retry_count < 0 else retry_count
+                key,
+                ids,
+                idle_ms=_DAY_MS,
+                retry_count=None if retry_count < 0 else retry_count,
+                holder=to,
             )
         for entry in entries:
             self.forget(entry)
 
     async def _set_idle(
-        self, key: str, ids: list[bytes], *, idle_ms: int, retry_count: int | None = None
-    ) -> None:
-        await self._client.xclaim(
+        self,
+        key: str,
+        ids: list[bytes],
+        *,
+        idle_ms: int,
+        retry_count: int | None = None,
+        holder: str | None = None,
+    ) -> int:
+        """Set since when entries are held, and perhaps more; count those that are still pending."""
+        done = await self._client.xclaim(
             key,
             self.group,
-            consumername=self._consumer,
+            consumername=holder or self._consumer,
             min_idle_time=0,
             message_ids=ids,
             idle=idle_ms,
             retrycount=retry_count,
             justid=True,
         )
+        return len(done)
 
     async def _inspect(self) -> None:
-        for key, topic in self._topics.items():
-            if not self.watch.knows(key):
-                await create_group(self._client, key, self.group, start="$")
-            await self.watch.look(key, topic)
+        for topic in self._topics.values():
+            await self._watch.look(topic)
         self._inspect_at = time.monotonic() + self.pause_seconds
-
-    async def _recreate_groups(self) -> None:
-        positions = {key: self.watch.safe_position(key) for key in self._topics}
-        _log.error(
-            "consumer group vanished; created anew where it stood, so messages may come twice, and "
-            "those that the server no longer has are lost",
-            group=self.group,
-            positions=positions,
-        )
-        for key, position in positions.items():
-            await create_group(self._client, key, self.group, start=position)
-
-    async def _claim_one(self) -> bool:
-        """Take over one overdue entry.
-
-        Only one, and handed out before anything else is claimed: if it kills this process too, its
-        neighbours have not been tried once more.
-        """
-        for key, topic in self._topics.items():
-            reply = await self._client.xautoclaim(
-                key,
-                self.group,
-                consumername=self._consumer,
-                min_idle_time=self._reclaim_ms,
-                start_id=self._cursor[key],
-                count=1,
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + _SWEEP_SECONDS
+            silent_seconds = max(_SILENT_SECONDS, 2 * self._options.reclaim_after_seconds)
+            await sweep_consumers(
+                self._client, self._topics, self.group, idle_seconds=silent_seconds
             )
-            self._cursor[key] = cast("bytes", reply[0])
-            if len(reply) > 2:  # Redis 7 names here what was trimmed in somebody's hands
-                self.watch.trimmed[topic] += len(cast("list[bytes]", reply[2]))
-            for entry_id, fields in cast("list[tuple[bytes | None, Fields | None]]", reply[1]):
-                if entry_id is None:  # trimmed in somebody's hands; Redis 6.2 does not say which
-                    await self._drop_vanished(key)
-                    return True
-                if fields is None:
-                    await self._drop_trimmed(key, entry_id)
-                    continue
-                count = await self._delivery_count(key, entry_id)
-                data = fields.get(MESSAGE_FIELD.encode(), b"")
-                if count > self._options.max_deliveries:
-                    reason = exhausted(count - 1)
-                    await self._file(key, entry_id, data, reason, delivery_count=count - 1)
-                else:
-                    await self._accept(key, [(entry_id, fields)], delivery_count=count)
+
+    def _has_overdue(self) -> bool:
+        """Tell whether overdue entries are at hand, or it is time to look for some."""
+        return bool(self._suspects) or time.monotonic() >= self._look_at
+
+    async def _try_overdue(self, limit: int) -> bool:
+        """Make an overdue entry the next to be handed out; tell whether anything was found."""
+        while self._suspects:
+            entry = self._suspects.popleft()
+            if await self._count_try(entry):
+                self._buffer.appendleft(entry)
                 return True
+        for key, topic in self._topics.items():
+            claim = await claim_overdue(
+                self._client,
+                self._options,
+                topic,
+                group=self.group,
+                consumer=self._consumer,
+                cursor=self._cursor[key],
+                limit=limit,
+            )
+            self._cursor[key] = claim.cursor
+            self._watch.count_trimmed(topic, claim.num_gone)
+            for claimed in claim.entries:
+                await self._take_over(key, claimed)
+            if claim.entries or claim.num_gone:
+                return True
+        self._look_at = time.monotonic() + self.pause_seconds
         return False
 
-    async def _read_new(self, limit: int) -> None:
+    async def _count_try(self, entry: GroupEntry) -> bool:
+        """Count a suspect as tried, on the server; tell whether it still waits and is ours."""
+        if self.is_ours(entry):
+            now = time.monotonic()
+            count = entry.delivery_count
+            if await self._set_idle(entry.key, [entry.entry_id], idle_ms=0, retry_count=count):
+                entry.held_since = now
+                return True
+        self.forget(entry)
+        return False
+
+    async def _take_over(self, key: str, claimed: ClaimedEntry) -> None:
+        """Put a claimed entry where it is handed out, or file it if it was tried too often."""
+        count = claimed.delivery_count
+        if count >= self._options.max_deliveries:
+            data = claimed.fields.get(MESSAGE_FIELD.encode(), b"")
+            await self._file(key, claimed.entry_id, data, exhausted(count), delivery_count=count)
+        elif entry := await self._accept(
+            key, claimed.entry_id, claimed.fields, delivery_count=count + 1
+        ):
+            if claimed.is_tried:
+                self._buffer.appendleft(entry)
+            elif count:
+                self._suspects.append(entry)
+            else:
+                self._buffer.append(entry)
+
+    def _seconds_to_block(self) -> float:
         until_look = self._look_at - time.monotonic()
-        block_seconds = min(self.pause_seconds, _LONGEST_BLOCK_SECONDS, max(until_look, 0.0))
+        return min(self.pause_seconds, _LONGEST_BLOCK_SECONDS, max(until_look, 0.001))
+
+    async def _read_new(self, limit: int, block_seconds: float | None) -> None:
+        """Read new entries; None: without waiting for them."""
         reply = await self._blocking.xreadgroup(
             self.group,
             self._consumer,
             streams=dict.fromkeys(self._topics, ">"),
             count=limit,
-            block=max(1, round(block_seconds * 1000)),
+            block=None if block_seconds is None else max(1, round(block_seconds * 1000)),
         )
+        if not reply:
+            self._glance_at = time.monotonic() + _GLANCE_SECONDS
         for raw_key, found in reply or []:
-            await self._accept(raw_key.decode(), found, delivery_count=1)
+            key = raw_key.decode()
+            for entry_id, fields in found:
+                if entry := await self._accept(key, entry_id, fields or {}, delivery_count=1):
+                    self._buffer.append(entry)
         if len(reply or []) > 1:
             self._buffer = deque(sorted(self._buffer, key=lambda entry: order(entry.entry_id)))
 
-    async def _accept(self, key: str, found: StreamEntries, *, delivery_count: int) -> None:
+    async def _accept(
+        self, key: str, entry_id: bytes, fields: Fields, *, delivery_count: int
+    ) -> GroupEntry | None:
+        """Hold an entry that is a message; file one that is none."""
         topic = self._topics[key]
-        now = time.monotonic()
-        for entry_id, fields in found:
-            if fields is None:
-                await self._drop_trimmed(key, entry_id)
-                continue
-            data = fields.get(MESSAGE_FIELD.encode())
-            try:
-                if data is None:
-                    raise MessageError(f"an entry of {key} has no field {MESSAGE_FIELD!r}")
-                envelope = decode(data, topic=topic)
-            except MessageError as error:
-                await self._file(
-                    key, entry_id, data or b"", str(error), delivery_count=delivery_count
-                )
-                continue
-            entry = GroupEntry(
-                key=key,
-                topic=topic,
-                entry_id=entry_id,
-                envelope=envelope,
-                delivery_count=delivery_count,
-                held_since=now,
-            )
-            self._held[key, entry_id] = entry
-            self._buffer.append(entry)
-
-    async def _drop_trimmed(self, key: str, entry_id: bytes) -> None:
-        self.watch.trimmed[self._topics[key]] += 1
-        await self._client.xack(key, self.group, entry_id)
-
-    async def _drop_vanished(self, key: str) -> None:
-        """Give up what this consumer took over although it is no longer in the stream."""
-        ours = await self._client.xpending_range(
-            key,
-            self.group,
-            min=b"-",
-            max=b"+",
-            count=_MANY,
-            consumername=self._consumer,
+        data = fields.get(MESSAGE_FIELD.encode())
+        try:
+            if data is None:
+                raise MessageError(f"an entry of {key} has no field {MESSAGE_FIELD!r}")
+            envelope = decode(data, topic=topic)
+        except MessageError as error:
+            await self._file(key, entry_id, data or b"", str(error), delivery_count=delivery_count)
+            return None
+        entry = GroupEntry(
+            key=key,
+            topic=topic,
+            entry_id=entry_id,
+            envelope=envelope,
+            delivery_count=delivery_count,
+            held_since=time.monotonic(),
         )
-        for pending in ours:
-            entry_id = cast("bytes", pending["message_id"])
-            if (key, entry_id) not in self._held and not await self._client.xrange(
-                key, min=entry_id, max=entry_id, count=1
-            ):
-                await self._drop_trimmed(key, entry_id)
-
-    async def _delivery_count(self, key: str, entry_id: bytes) -> int:
-        found = await self._client.xpending_range(
-            key, self.group, min=entry_id, max=entry_id, count=1
-        )
-        return cast("int", found[0]["times_delivered"]) if found else 1
+        self._held[key, entry_id] = entry
+        return entry
 
     async def _file(
         self, key: str, entry_id: bytes, data: bytes, reason: str, *, delivery_count: int

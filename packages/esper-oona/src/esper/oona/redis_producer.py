@@ -9,7 +9,6 @@ from redis.exceptions import ResponseError
 
 from esper.contracts import get_logger
 from esper.contracts.base import new_id
-from esper.oona.delivery import MAX_BACKLOG
 from esper.oona.options import RedisOptions
 from esper.oona.outbox import Outcome
 from esper.oona.outbox_queue import Entry
@@ -29,11 +28,10 @@ end
 local marked = redis.pcall('SET', KEYS[1], ARGV[1] .. ':', 'EX', ARGV[2])
 if marked['err'] then return marked end
 local failures = ''
-for i = 5, #ARGV, 2 do
-  local added = redis.pcall('XADD', KEYS[tonumber(ARGV[i])], 'MAXLEN', '~', ARGV[3], '*',
-    ARGV[4], ARGV[i + 1])
+for i = 4, #ARGV, 2 do
+  local added = redis.pcall('XADD', KEYS[tonumber(ARGV[i])], '*', ARGV[3], ARGV[i + 1])
   if type(added) == 'table' and added['err'] then
-    failures = failures .. (i - 5) / 2 .. ' ' .. added['err'] .. '\n'
+    failures = failures .. (i - 4) / 2 .. ' ' .. added['err'] .. '\n'
   end
 end
 if failures ~= '' then redis.call('SET', KEYS[1], ARGV[1] .. ':' .. failures, 'EX', ARGV[2]) end
@@ -69,7 +67,6 @@ class RedisProducer:
         arguments: list[str | bytes | int] = [
             self._number,
             _REMEMBERED_SECONDS,
-            MAX_BACKLOG,
             MESSAGE_FIELD,
         ]
         for entry in batch:

@@ -15,6 +15,7 @@ from esper.contracts import (
     BusHealth,
     BusTraffic,
     DeadLetter,
+    GroupLosses,
     Payload,
     Record,
     TopicNames,
@@ -37,9 +38,11 @@ from esper.oona.redis_client import (
     unavailable,
 )
 from esper.oona.redis_consumer import RedisConsumer
-from esper.oona.redis_group import GroupEntry, create_group, remove_group
+from esper.oona.redis_group import GroupEntry
 from esper.oona.redis_health import look
-from esper.oona.redis_letters import list_letters, requeue_letter, stream_key
+from esper.oona.redis_keeper import RedisKeeper, read_losses
+from esper.oona.redis_letters import list_letters, requeue_letter
+from esper.oona.redis_membership import create_group, remove_group
 from esper.oona.redis_producer import RedisProducer
 from esper.oona.redis_reading import StreamReader, bounds, replay
 from esper.oona.traffic import Traffic
@@ -62,16 +65,14 @@ def open_redis_bus(url: str) -> "RedisBus":
 class RedisBus:
     """One client of a Redis server (6.2 or later); implements the port `Bus`.
 
-    Each stream keeps about its newest 100,000 entries (MAXLEN ~); a group that falls further behind
-    loses the oldest. Methods raise `BackendUnavailableError` when an outage outlasts their patience.
+    Methods raise `BackendUnavailableError` when an outage outlasts their patience.
     """
 
     def __init__(self, options: RedisOptions, *, outbox_queue: OutboxQueue | None = None) -> None:
         self._options = options
         self._client: Commands | None = None
         self._consumers: set[RedisConsumer] = set()
-        self._trimmed: Counter[TopicNames] = Counter()
-        """What the readers that are done had counted."""
+        self._keeper = RedisKeeper(options)
         self._producer = RedisProducer(options)
         self._traffic = Traffic()
         journal = Journal(options.journal, bus=f"{options.address}/{options.db}/{options.prefix}")
@@ -89,6 +90,7 @@ class RedisBus:
             raise unavailable(self._options, error) from error
         self._client = client
         self._outbox.start()
+        self._keeper.start(client)
 
     async def close(self) -> None:
         """Send what is queued for up to 3 s, count the rest as lost, disconnect.
@@ -99,6 +101,7 @@ class RedisBus:
         client, self._client = self._client, None
         if client is not None:
             await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
+            await self._keeper.stop()
             await client.aclose()
 
     async def publish(
@@ -141,15 +144,24 @@ class RedisBus:
         """Let `group` receive what is published to `topics` from now on."""
         client = self._opened()
         for topic in topics:
-            key = stream_key(self._options, topic)
-            await self._patiently(lambda key=key: create_group(client, key, group, start="$"))
+            recreated = await self._patiently(
+                lambda topic=topic: create_group(client, self._options, topic, group)
+            )
+            if recreated is not None:
+                self._keeper.count_recreated(topic, group, recreated)
 
     async def remove_group(self, topics: Collection[TopicNames], *, group: str) -> None:
         """Forget `group` on `topics`."""
         client = self._opened()
         for topic in topics:
-            key = stream_key(self._options, topic)
-            await self._patiently(lambda key=key: remove_group(client, key, group))
+            await self._patiently(
+                lambda topic=topic: remove_group(client, self._options, topic, group)
+            )
+
+    async def group_losses(self) -> Sequence[GroupLosses]:
+        """Return what each group has lost so far, whoever noticed."""
+        client = self._opened()
+        return await self._patiently(lambda: read_losses(client, self._options))
 
     async def subscribe(
         self,
@@ -171,6 +183,7 @@ class RedisBus:
             client,
             self._options,
             topics,
+            keeper=self._keeper,
             group=group,
             consumer=consumer,
             prefetch=prefetch,
@@ -188,7 +201,6 @@ class RedisBus:
             if self._client is client:
                 await reading.stop()
             self._consumers.discard(reading)
-            self._trimmed += reading.reader.watch.trimmed
 
     async def read(
         self,
@@ -242,11 +254,8 @@ class RedisBus:
 
     @property
     def lost(self) -> Mapping[TopicNames, int]:
-        """Messages not known to have arrived, or trimmed before a group here had read them, by topic."""
-        lost = Counter(self._outbox.lost) + self._trimmed
-        for consumer in list(self._consumers):
-            lost += consumer.reader.watch.trimmed
-        return MappingProxyType(lost)
+        """Messages not known to have arrived, or found by this client to be lost to a group, by topic."""
+        return MappingProxyType(Counter(self._outbox.lost) + self._keeper.losses.copy())
 
     def _opened(self) -> Commands:
         if self._client is None:
@@ -259,4 +268,5 @@ class RedisBus:
     async def _send(self, batch: Sequence[Entry]) -> Outcome:
         outcome = await self._producer.append(self._opened(), batch)
         self._traffic.count_published(batch, outcome)
+        self._keeper.note_published(entry.envelope.topic for entry in batch)
         return outcome
