@@ -24,6 +24,8 @@ from esper.contracts import (
 )
 from esper.contracts.registry import bus_factory
 from esper.oona.cli import main
+from esper.oona.options import RedisOptions
+from esper.oona.redis_client import connect
 from esper.testkit.redis import RedisServer
 
 HEALTH = TopicNames.TELEMETRY_SEED_HEALTH
@@ -96,6 +98,7 @@ def letters(url: str, health: Health) -> list[DeadLetter]:
         ("publish",),
         ("tail",),
         ("replay",),
+        ("bench",),
         ("groups",),
         ("groups", "create"),
         ("groups", "remove"),
@@ -320,6 +323,34 @@ def test_dead_letters_are_listed_shown_and_requeued(
             assert sorted(epochs) == [0, 1]
 
     _on(url, receive)
+
+
+def test_bench_measures_and_leaves_nothing_behind(
+    run: Run, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _keys(url)
+    assert run("bench", "-n", "200", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["messages"] == 200
+    assert min(result.values()) > 0
+    assert result["latency_p50_seconds"] <= result["latency_p99_seconds"]
+    assert run("bench", "-n", "200") == 0
+    assert "publish_many" in capsys.readouterr().out
+    assert _keys(url) == before
+
+
+def _keys(url: str) -> int:
+    """Count the keys of all benches."""
+
+    async def count() -> int:
+        client = connect(RedisOptions.from_url(url))
+        script = "return #redis.call('KEYS', 'oona-bench-*')"
+        found = await client.eval(script, 0)
+        await client.aclose()
+        assert isinstance(found, int)
+        return found
+
+    return asyncio.run(count())
 
 
 def test_as_a_process_it_ends_quietly_when_nobody_reads(url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from esper.contracts import setup_logging
-from esper.oona.commands import groups, health, letters, publishing, replaying, tail, topics
+from esper.oona.commands import bench, groups, health, letters, publishing, replaying, tail, topics
 from esper.oona.commands.session import Debug
 
 _HELP = """
@@ -39,6 +39,7 @@ app.command("health", help=health.HELP)(health.health)
 app.command("tail", help=tail.HELP)(tail.tail)
 app.command("publish", help=publishing.HELP)(publishing.publish)
 app.command("replay", help=replaying.HELP)(replaying.replay)
+app.command("bench", help=bench.HELP)(bench.bench)
 app.add_typer(groups.app, name="groups")
 app.add_typer(letters.app, name="dead-letters")
 

@@ -73,23 +73,29 @@ def fail(text: str, code: int) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-def bus_at(url: str | None) -> Bus:
-    """Return the bus that is asked for, not yet open.
+def url_of(url: str | None) -> str:
+    """Return the URL of the bus that is asked for, with its password where the settings have it.
 
     Raises:
-        ConfigError: if the URL is wrong, or names a bus that only one process has.
+        ConfigError: if it names a bus that only one process has.
         UnknownSchemeError: if no such backend is installed.
 
     """
     settings = load_settings()
     asked = settings.redis_url.get_secret_value() if url is None else settings.with_password(url)
-    make = bus_factory(asked)
+    bus_factory(asked)
     if scheme_of(asked) == "memory":
         raise ConfigError(
             "a memory:// bus lives inside the process that opened it, and this is another one; give "
             "the URL of a server: --url redis://HOST:PORT/DB, or REDIS_URL in the environment or .env"
         )
-    return make(asked)
+    return asked
+
+
+def bus_at(url: str | None) -> Bus:
+    """Return the bus that is asked for, not yet open. Raises as `url_of`."""
+    asked = url_of(url)
+    return bus_factory(asked)(asked)
 
 
 @asynccontextmanager
