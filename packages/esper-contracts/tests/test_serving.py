@@ -73,6 +73,9 @@ class OneMessage:
     def payload(self) -> Payload:
         return unseal(self.message)
 
+    async def attempt(self, *, counted: bool = True) -> bool:
+        return counted
+
     async def ack(self) -> None:
         self.acknowledged = True
 
@@ -134,8 +137,10 @@ class ShortBus:
         group: str,
         consumer: str,
         prefetch: int = 1,
+        exclusive: bool = False,
         stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[OneMessage]:
+        assert not exclusive
         assert topics, group
         assert stop is None
         assert prefetch == 1  # workers share slow work evenly

@@ -339,6 +339,33 @@ async def test_drain_gives_back_uncounted_what_takes_too_long(
         assert {epoch(d): d.delivery_count for d in found} == {0: 1, 1: 1, 2: 1}
 
 
+async def test_drain_gives_nothing_to_others_that_is_still_in_hand(
+    make_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(make_url()) as bus:
+        await publish(bus, *map(health, range(2)))
+        seen: list[int] = []
+        stop, others_stop = asyncio.Event(), asyncio.Event()
+
+        async def handle(delivery: Delivery) -> None:
+            seen.append(epoch(delivery))
+            if len(seen) == 2:
+                stop.set()
+            await asyncio.sleep(0.3)
+
+        consuming = asyncio.create_task(
+            consume(bus, [HEALTH], handle, group="readers", concurrency=3, stop=stop)
+        )
+        await stop.wait()
+        others = asyncio.create_task(
+            consume(bus, [HEALTH], handle, group="readers", consumer="other", stop=others_stop)
+        )
+        await consuming
+        others_stop.set()
+        await others
+    assert sorted(seen) == [0, 1]
+
+
 async def test_idle_consumer_ends_at_once_when_told_to_stop(
     make_url: MakeUrl, connect: Connect
 ) -> None:

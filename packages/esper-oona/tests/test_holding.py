@@ -59,6 +59,25 @@ async def test_message_given_back_comes_again_after_the_delay(
         await fourth.ack()
 
 
+async def test_delay_may_be_longer_than_the_reclaim_time(
+    make_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(make_url(0.2, 3)) as bus:
+        await publish(bus, health(0), health(1))
+        first = read(bus)
+        before = asyncio.get_running_loop().time()
+        await (await anext(first)).nack(delay_seconds=1.0, counted=False)
+        await (await anext(first)).ack()
+        second = read(bus, consumer="two")
+        delivery = await anext(second)
+        assert asyncio.get_running_loop().time() - before >= 0.99
+        assert (epoch(delivery), delivery.delivery_count) == (0, 1)
+        await delivery.nack()
+        again = await anext(second)
+        assert again.delivery_count == 2
+        await again.ack()
+
+
 @PREFETCHES
 async def test_message_given_back_does_not_hold_up_the_others(
     make_url: MakeUrl, connect: Connect, health: Health, prefetch: int

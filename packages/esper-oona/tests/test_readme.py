@@ -1,4 +1,4 @@
-"""The README's example runs as printed, and its commands exist."""
+"""The README's examples run as printed, and its commands exist."""
 
 import re
 import shlex
@@ -14,12 +14,18 @@ from esper.oona.cli import app, main
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_example_in_the_readme_runs_and_prints_what_it_received() -> None:
-    [example] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+SAID = ["control.kasmina.commands no help\n", "(0, 0) no help\n"]
+
+
+@pytest.mark.parametrize(
+    ("example", "said"), list(zip(EXAMPLES, SAID, strict=True)), ids=("subscribe", "consume")
+)
+def test_example_in_the_readme_runs_and_prints_what_it_received(example: str, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", example], capture_output=True, text=True, timeout=30, check=False
     )
-    assert (done.stdout, done.stderr) == ("control.kasmina.commands no help\n", "")
+    assert (done.stdout, done.stderr) == (said, "")
 
 
 def test_every_command_in_the_readme_exists_with_its_options(

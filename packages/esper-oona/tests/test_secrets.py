@@ -105,6 +105,7 @@ async def test_no_object_shows_the_password(form: str) -> None:
             group="readers",
             consumer="one",
             prefetch=1,
+            exclusive=False,
             traffic=Traffic(),
             is_open=lambda: True,
         ),

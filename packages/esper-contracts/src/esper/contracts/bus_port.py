@@ -65,6 +65,20 @@ class Delivery(Protocol):
         """
         ...
 
+    async def attempt(self, *, counted: bool = True) -> bool:
+        """Count a try that begins now; tell whether the message may be handled.
+
+        For messages of an exclusive subscription, before each try, the first included. They are not
+        to be handled if others may have them meanwhile, or if they were tried too often and are set
+        aside now.
+
+        Args:
+            counted: False if the try before broke off through no fault of the message; then only the
+                hold is checked.
+
+        """
+        ...
+
     async def ack(self) -> None:
         """Report the message as handled: the group never sees it again.
 
@@ -175,6 +189,7 @@ class Bus(Protocol):
         group: str,
         consumer: str,
         prefetch: int = 1,
+        exclusive: bool = False,
         stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[Delivery]:
         """Yield messages for `group`, creating it if need be, until the generator is closed.
@@ -193,7 +208,12 @@ class Bus(Protocol):
             group: for whom.
             consumer: by whom.
             prefetch: see above.
-            stop: once it is set, what was fetched already is yielded, and the iterator ends.
+            exclusive: one such subscription at a time is active for the group on a topic; the others
+                wait, and one takes over within seconds when it ends or dies. It yields everything
+                that is not acknowledged in the order of its topic, however much is in hand; each
+                message is to be asked for its `attempt` before it is handled.
+            stop: once it is set, what was fetched already is yielded, and the iterator ends when all
+                of it is settled or overdue.
 
         """
         ...

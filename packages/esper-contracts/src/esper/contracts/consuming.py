@@ -1,4 +1,4 @@
-"""Runs handlers on a bus: one message at a time, several, or in batches.
+"""Runs handlers on a bus: one message at a time, several, in batches, or in order of a key.
 
 `serving` builds workers on it. A handler that returns acknowledges; one that raises gives the message
 back or sets it aside (`handlers`).
@@ -12,6 +12,7 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
+    Hashable,
     Sequence,
 )
 from contextlib import aclosing
@@ -21,7 +22,8 @@ from esper.contracts.bus_port import Bus, Delivery
 from esper.contracts.errors import BackendUnavailableError, ConfigError
 from esper.contracts.handlers import Handler, Hands, OnError, Retry
 from esper.contracts.logging import get_logger
-from esper.contracts.messages import TopicNames
+from esper.contracts.messages import Payload, TopicNames
+from esper.contracts.ordering import MAX_WAITING, Lanes
 
 GRACE_SECONDS = 5.0
 """How long messages in hand or fetched may still take once the consumer is told to stop."""
@@ -44,6 +46,8 @@ async def consume(
     consumer: str | None = None,
     prefetch: int = 1,
     concurrency: int = 1,
+    key: Callable[[Payload], Hashable] | None = None,
+    max_waiting: int = MAX_WAITING,
     retry: Retry | None = None,
     on_error: OnError | None = None,
     stop: asyncio.Event | None = None,
@@ -68,6 +72,12 @@ async def consume(
         prefetch: how many messages are fetched and acknowledged together.
         concurrency: how many messages are handled at the same time. A message that was tried before
             has no other such one beside it, so that one which kills its process is found alone.
+        key: handle messages of the same key one after another, in the order of their topic, also
+            when one is tried again: its key waits, others go on. Of the group's consumers, only one
+            is active then, and another takes over within seconds when it dies; all of them must be
+            given a key. Handlers raise instead of calling `nack`.
+        max_waiting: with a key, how many messages may wait for an earlier one of theirs; when there
+            are more, no key gets new ones.
         retry: when to try again.
         on_error: told of each failure; what it raises ends the consuming.
         stop: once it is set, what is in hand or fetched is handled, for `grace_seconds` at most; the
@@ -79,21 +89,28 @@ async def consume(
         BackendUnavailableError: if the bus is not open.
 
     """
-    if concurrency < 1:
-        raise ConfigError(f"concurrency is {concurrency}; expected 1 or more")
+    if concurrency < 1 or max_waiting < 1:
+        raise ConfigError(
+            f"concurrency is {concurrency} and max_waiting {max_waiting}; expected 1 or more"
+        )
     subscription = bus.subscribe(
         topics,
         group=group,
         consumer=consumer or consumer_name(group),
         prefetch=prefetch,
+        exclusive=key is not None,
         stop=stop,
     )
     hands = Hands(
         name=group, retry=retry or Retry(), on_error=on_error, grace_seconds=grace_seconds
     )
     async with aclosing(subscription), hands:
-        workers = _Workers(subscription, handler, hands)
-        await _run([workers.run] * concurrency, hands, stop, grace_seconds)
+        if key is None:
+            parts = [_Workers(subscription, handler, hands).run] * concurrency
+        else:
+            lanes = Lanes(subscription, handler, hands, key=key, max_waiting=max_waiting)
+            parts = [lanes.pull, *[lanes.run] * concurrency]
+        await _run(parts, hands, stop, grace_seconds)
 
 
 async def consume_batches(
@@ -175,8 +192,10 @@ async def _run(
         await _until_done(tasks, or_else=stopping)
         if stopping.done() and not _failed(tasks):
             await asyncio.wait(tasks, timeout=grace_seconds, return_when=asyncio.FIRST_EXCEPTION)
-            await _cancel(tasks, patience_seconds=_CLEAN_UP_SECONDS)
-            await hands.give_back_all()
+            if not all(task.done() for task in tasks):
+                # Before anything is cancelled: the subscription ends with that, and what it has
+                # yielded counts as tried.
+                await hands.give_back_all()
     finally:
         is_late = stopping.done()
         stopping.cancel()
@@ -308,6 +327,7 @@ class _Batches:
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
         """Hand the batch over; if that fails, each of its messages alone."""
+        await self._hands.ready()
         self._hands.take(batch)
         try:
             await self._call(batch)

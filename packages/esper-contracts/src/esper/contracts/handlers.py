@@ -123,6 +123,7 @@ class Hands:
         self._held: dict[int, tuple[Delivery, float]] = {}
         """By identity, with the time since which the handler has it."""
         self._renewing: asyncio.Task[None] | None = None
+        self._is_over = False
 
     async def __aenter__(self) -> "Hands":
         """Return itself."""
@@ -166,6 +167,9 @@ class Hands:
         self, delivery: Delivery, call: Callable[[Delivery], Awaitable[object]]
     ) -> Exception | None:
         """Let the handler have the message; return how it failed, if it did."""
+        if self._is_over:
+            await self._settle(delivery, delivery.nack(counted=False))
+        await self.ready()
         self.take((delivery,))
         try:
             with handling(delivery):
@@ -222,8 +226,14 @@ class Hands:
         if self._on_error is not None:
             self._on_error(delivery, error)
 
+    async def ready(self) -> None:
+        """Wait, for ever, if nothing more is to be handled: the time is over."""
+        if self._is_over:
+            await asyncio.Event().wait()
+
     async def give_back_all(self) -> None:
-        """Give back what is still in hand, uncounted: its handling was broken off."""
+        """Handle no more, and give back what is in hand, uncounted: its handling is broken off."""
+        self._is_over = True
         held = [delivery for delivery, _ in self._held.values() if not delivery.is_settled]
         self._held.clear()
         with suppress(TimeoutError):

@@ -277,6 +277,18 @@ class Broker:
             consumer.wake()
         return None
 
+    def holds(self, consumer: Consumer, reclaim_after_seconds: float) -> bool:
+        """Tell whether the consumer has something in hand that is not overdue."""
+        oldest = time.monotonic() - reclaim_after_seconds
+        with self._lock:
+            queues = [self._queues[topic].get(consumer.group) for topic in consumer.topics]
+            return any(
+                item.holder is consumer and (consumer.is_exclusive or item.delivered_at > oldest)
+                for queue in queues
+                if queue is not None
+                for item in queue.pending.values()
+            )
+
     def release(self, consumer: Consumer) -> None:
         """Let others have at once what the consumer has not acknowledged; wake no more."""
         woken: set[Consumer] = set()

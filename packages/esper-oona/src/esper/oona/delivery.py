@@ -24,6 +24,9 @@ from esper.oona.envelope import Envelope
 MAX_DEAD_LETTERS = 10_000
 """Letters kept; beyond it the oldest go."""
 
+SETTLE_LOOK_SECONDS = 0.02
+"""A subscription that was told to stop looks this often whether what it yielded is settled."""
+
 _log = get_logger(__name__)
 
 
@@ -108,6 +111,10 @@ class Holder[E](Protocol):
         """Return where the message is on its topic."""
         ...
 
+    async def attempt(self, entry: E, *, counted: bool) -> int:
+        """Count a try of an exclusive consumer; return the tries so far, 0 for not to be handled."""
+        ...
+
     async def acknowledge(self, entry: E) -> None:
         """Note that the message was handled; again is harmless."""
         ...
@@ -174,6 +181,12 @@ class BusDelivery[E]:
     def payload(self) -> Payload:
         """Return the typed payload. Raises `MessageError` if it does not fit its topic."""
         return self._envelope.payload()
+
+    async def attempt(self, *, counted: bool = True) -> bool:
+        """Count a try that begins now; tell whether the message may be handled (see the port)."""
+        num_tries = await self._holder.attempt(self._entry, counted=counted)
+        self.delivery_count = num_tries or self.delivery_count
+        return num_tries > 0
 
     async def ack(self) -> None:
         """Report the message as handled; again is harmless."""

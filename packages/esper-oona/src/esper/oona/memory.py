@@ -28,6 +28,7 @@ from esper.contracts import (
 )
 from esper.oona.broker import Broker, shared_broker
 from esper.oona.delivery import (
+    SETTLE_LOOK_SECONDS,
     BusDelivery,
     check_reading,
     check_subscription,
@@ -151,6 +152,7 @@ class MemoryBus:
         group: str,
         consumer: str,
         prefetch: int = 1,
+        exclusive: bool = False,
         stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[BusDelivery[Item]]:
         """Yield messages for `group`, across topics in the order in which they were published.
@@ -160,13 +162,18 @@ class MemoryBus:
         """
         broker = self._opened()
         check_subscription(topics, consumer, prefetch)
-        reader = Consumer(topics, group, consumer, self._traffic)
+        reader = Consumer(topics, group, consumer, self._traffic, exclusive=exclusive)
         holder = _MemoryHolder(broker, reader, self._options, self._give_way)
         stopping = asyncio.create_task(_wake_at(stop, reader)) if stop is not None else None
         self._consumers.add(reader)
         broker.create_group(topics, group)
         try:
-            while self._broker is broker and not (stop is not None and stop.is_set()):
+            while self._broker is broker:
+                if stop is not None and stop.is_set():
+                    if not broker.holds(reader, self._options.reclaim_after_seconds):
+                        break
+                    await asyncio.sleep(SETTLE_LOOK_SECONDS)
+                    continue
                 taken = broker.take(
                     reader,
                     reclaim_after_seconds=self._options.reclaim_after_seconds,
@@ -306,6 +313,11 @@ class _MemoryHolder:
 
     def position(self, entry: Item) -> str:
         return str(entry.sequence)
+
+    async def attempt(self, entry: Item, *, counted: bool) -> int:
+        return self.broker.attempt(
+            entry, self.consumer, counted=counted, max_deliveries=self.options.max_deliveries
+        )
 
     async def acknowledge(self, entry: Item) -> None:
         self.broker.acknowledge(entry)

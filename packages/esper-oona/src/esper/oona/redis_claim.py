@@ -11,6 +11,7 @@ from typing import cast
 from esper.contracts import TopicNames
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands, Fields
+from esper.oona.redis_delay import delays_key
 from esper.oona.redis_letters import stream_key
 from esper.oona.redis_script import run_script
 from esper.oona.redis_tending import groups_key
@@ -25,11 +26,19 @@ local found = redis.call('XPENDING', key, group, 'IDLE', idle_ms, cursor, '+', l
 if #found == 0 and cursor ~= '-' then
   found = redis.call('XPENDING', key, group, 'IDLE', idle_ms, '-', '+', limit)
 end
-local claimed, num_gone, is_tried = {}, 0, false
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local claimed, num_gone, num_parked, is_tried = {}, 0, 0, false
 for _, row in ipairs(found) do
   local id, count = row[1], row[4]
   local entry = redis.call('XRANGE', key, id, id)[1]
-  if entry then
+  local wait_ms = (redis.call('ZSCORE', KEYS[3], id) or 0) - now
+  if entry and wait_ms > 0 then
+    local idle = math.max(0, tonumber(idle_ms) - wait_ms)
+    redis.call('XCLAIM', key, group, consumer, 0, id, 'IDLE', idle, 'RETRYCOUNT', count, 'JUSTID')
+    num_parked = num_parked + 1
+  elseif entry then
+    redis.call('ZREM', KEYS[3], id)
     local is_next = count > 0 and count < max_deliveries and not is_tried
     if is_next then is_tried = true end
     local new_count = (is_next or count == 0) and count + 1 or count
@@ -41,7 +50,7 @@ for _, row in ipairs(found) do
   end
 end
 if num_gone > 0 then redis.pcall('HINCRBY', state, 'lost:' .. group, num_gone) end
-return {#found == limit and '(' .. found[limit][1] or '-', num_gone, claimed}
+return {#found == limit and '(' .. found[limit][1] or '-', num_gone, claimed, num_parked}
 """
 
 
@@ -65,6 +74,8 @@ class Claim:
     """Where the next one goes on, so that what keeps failing does not hide the rest."""
     num_gone: int
     """Overdue entries that the stream no longer has."""
+    num_parked: int
+    """Entries that were put back, because they were given back for longer than this."""
     entries: list[ClaimedEntry]
 
 
@@ -82,7 +93,11 @@ async def claim_overdue(
     reply = await run_script(
         client,
         _CLAIM,
-        [stream_key(options, topic), groups_key(options, topic)],
+        [
+            stream_key(options, topic),
+            groups_key(options, topic),
+            delays_key(options, topic, group),
+        ],
         group,
         consumer,
         max(1, round(options.reclaim_after_seconds * 1000)),
@@ -90,8 +105,8 @@ async def claim_overdue(
         limit,
         options.max_deliveries,
     )
-    next_cursor, num_gone, rows = cast(
-        "tuple[bytes, int, list[tuple[bytes, int, int, list[bytes]]]]", reply
+    next_cursor, num_gone, rows, num_parked = cast(
+        "tuple[bytes, int, list[tuple[bytes, int, int, list[bytes]]], int]", reply
     )
     entries = [
         ClaimedEntry(
@@ -102,4 +117,4 @@ async def claim_overdue(
         )
         for entry_id, count, is_tried, flat in rows
     ]
-    return Claim(cursor=next_cursor, num_gone=num_gone, entries=entries)
+    return Claim(cursor=next_cursor, num_gone=num_gone, num_parked=num_parked, entries=entries)

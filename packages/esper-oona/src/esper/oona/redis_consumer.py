@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 from esper.contracts import TopicNames, get_logger
-from esper.oona.delivery import BusDelivery
+from esper.oona.delivery import SETTLE_LOOK_SECONDS, BusDelivery
 from esper.oona.options import RedisOptions
 from esper.oona.outbox import backoff
 from esper.oona.redis_client import (
@@ -20,6 +20,7 @@ from esper.oona.redis_client import (
     patiently,
     unavailable,
 )
+from esper.oona.redis_exclusive import ExclusiveReader
 from esper.oona.redis_group import GroupEntry, GroupReader
 from esper.oona.redis_keeper import RedisKeeper
 from esper.oona.redis_letters import stream_key
@@ -54,6 +55,7 @@ class RedisConsumer:
         consumer: str,
         prefetch: int,
         traffic: Traffic,
+        exclusive: bool,
         is_open: Callable[[], bool],
     ) -> None:
         self._tallies = {stream_key(options, t): traffic.group(t, group) for t in topics}
@@ -63,7 +65,7 @@ class RedisConsumer:
         self._blocking = connect(options, max_connections=1)
         self._blocking_id: int | None = None
         self._prefetch = prefetch
-        self.reader = GroupReader(
+        self.reader = (ExclusiveReader if exclusive else GroupReader)(
             client,
             self._blocking,
             options,
@@ -79,6 +81,7 @@ class RedisConsumer:
         self._acknowledging: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[GroupEntry | None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._leading: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._is_draining = False
         self._stopping: asyncio.Task[None] | None = None
@@ -104,12 +107,24 @@ class RedisConsumer:
             self._fetching = asyncio.create_task(self._fetch(), name="oona-fetch")
             entry = await asyncio.shield(self._fetching)
         if entry is None:
+            while self._is_draining and not self._is_stopped and self.reader.is_holding:
+                await asyncio.sleep(SETTLE_LOOK_SECONDS)
             return None
         tally = self._tallies[entry.key]
         tally.received += 1
         if entry.delivery_count > 1:
             tally.redelivered += 1
         return BusDelivery(entry.envelope, entry.delivery_count, entry=entry, holder=self)
+
+    async def attempt(self, entry: GroupEntry, *, counted: bool) -> int:
+        """Count a try of an exclusive consumer; return the tries so far, 0 for not to be handled."""
+        reader = self.reader
+        assert isinstance(reader, ExclusiveReader), "only an exclusive subscription counts tries"
+        return await patiently(
+            self._options,
+            lambda: reader.attempt(entry, counted=counted),
+            is_open=self._is_bus_open,
+        )
 
     async def drain_at(self, stop: asyncio.Event) -> None:
         """Once the event is set, hand out what was fetched already and read no more."""
@@ -140,7 +155,7 @@ class RedisConsumer:
         except DRIVER_ERRORS as error:
             _log.warning("messages stay with a closed consumer", reason=str(error))
         finally:
-            own = (self._fetching, self._housekeeping, self._acknowledging)
+            own = (self._fetching, self._housekeeping, self._leading, self._acknowledging)
             tasks = {task for task in own if task is not None}
             for task in tasks:
                 task.cancel()
@@ -190,6 +205,8 @@ class RedisConsumer:
         """Read until there is something, however long the outages."""
         if self._housekeeping is None:
             self._housekeeping = asyncio.create_task(self._keep_house(), name="oona-house")
+            if isinstance(self.reader, ExclusiveReader):
+                self._leading = asyncio.create_task(self.reader.lease.keep(), name="oona-lease")
         pauses, reported = backoff(), False
         while not (self._is_stopped or self._is_draining):
             try:

@@ -4,6 +4,7 @@ Takes over overdue entries of other consumers (`redis_claim`), reads new ones (X
 what is read but not yet handed out. `redis_consumer` drives it, waits out outages and hands out.
 """
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,6 +19,7 @@ from esper.oona.envelope import Envelope, decode
 from esper.oona.options import RedisOptions
 from esper.oona.redis_claim import FROM_THE_START, ClaimedEntry, claim_overdue
 from esper.oona.redis_client import Commands, Fields
+from esper.oona.redis_delay import park
 from esper.oona.redis_keeper import RedisKeeper, order
 from esper.oona.redis_letters import MESSAGE_FIELD, Failed, file_letter, stream_key
 from esper.oona.redis_membership import sweep_consumers
@@ -29,6 +31,8 @@ _LONGEST_BLOCK_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 5.0
 _GLANCE_SECONDS = 0.02
 """While overdue entries are at hand, new ones that were not there are looked for this often."""
+_LATE_SECONDS = 0.005
+"""Clocks are read in milliseconds: what is looked for too early is missed until the next look."""
 _DAY_MS = 86_400_000
 _SWEEP_SECONDS = 60.0
 _SILENT_SECONDS = 3600.0
@@ -97,6 +101,8 @@ class GroupReader:
         self.pause_seconds = min(options.reclaim_after_seconds / 4, _LONGEST_PAUSE_SECONDS)
         """How often to look for what is overdue."""
         self._look_at = 0.0
+        self._due: list[float] = []
+        """Heap of when something that was given back here is due."""
         self._glance_at = 0.0
         self._inspect_at = 0.0
         self._sweep_at = 0.0
@@ -159,12 +165,28 @@ class GroupReader:
         """Make the entry overdue after the delay, unless others may have it already."""
         if not self.is_ours(entry) or (entry.key, entry.entry_id) not in self._held:
             return
-        delay_seconds = min(delay_seconds, self._options.reclaim_after_seconds)
-        idle_ms = self._reclaim_ms - round(delay_seconds * 1000) if delay_seconds else _DAY_MS
+        delay_ms = round(delay_seconds * 1000)
+        if delay_ms > self._reclaim_ms:
+            await park(
+                self._client,
+                self._options,
+                entry.topic,
+                self.group,
+                entry.entry_id,
+                delay_ms=delay_ms,
+            )
+        idle_ms = max(self._reclaim_ms - delay_ms, 0) if delay_ms else _DAY_MS
         retry_count = None if counted else entry.delivery_count - 1
         await self._set_idle(entry.key, [entry.entry_id], idle_ms=idle_ms, retry_count=retry_count)
         self.forget(entry)
-        self._look_at = min(self._look_at, time.monotonic() + delay_seconds)
+        due_at = time.monotonic() + delay_seconds + _LATE_SECONDS
+        heapq.heappush(self._due, due_at)
+        self._look_at = min(self._look_at, due_at)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether something that was read is neither settled nor overdue."""
+        return any(self.is_ours(entry) for entry in self._held.values())
 
     @property
     def has_suspects(self) -> bool:
@@ -280,9 +302,12 @@ class GroupReader:
             self._watch.count_trimmed(topic, claim.num_gone)
             for claimed in claim.entries:
                 await self._take_over(key, claimed)
-            if claim.entries or claim.num_gone:
+            if claim.entries or claim.num_gone or claim.num_parked:
                 return True
-        self._look_at = time.monotonic() + self.pause_seconds
+        now = time.monotonic()
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        self._look_at = min([now + self.pause_seconds, *self._due[:1]])
         return False
 
     async def _count_try(self, entry: GroupEntry) -> bool:

@@ -170,6 +170,7 @@ class RedisBus:
         group: str,
         consumer: str,
         prefetch: int = 1,
+        exclusive: bool = False,
         stop: asyncio.Event | None = None,
     ) -> AsyncGenerator[BusDelivery[GroupEntry]]:
         """Yield messages for `group`; waits out outages.
@@ -188,6 +189,7 @@ class RedisBus:
             consumer=consumer,
             prefetch=prefetch,
             traffic=self._traffic,
+            exclusive=exclusive,
             is_open=lambda: self._client is client,
         )
         self._consumers.add(reading)
