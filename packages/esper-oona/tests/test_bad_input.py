@@ -269,3 +269,11 @@ async def test_wrong_password_at_open_says_where_it_belongs(tmp_path: Path) -> N
             AccessRefusedError, match=r"give the right ones in the URL: redis\[s\]://"
         ):
             await bus.open()
+
+
+def test_certificate_that_is_not_trusted_is_told_from_a_server_that_is_away() -> None:
+    options = RedisOptions.from_url("rediss://host")
+    refused = ConnectionError("Error 1: [SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+    assert "?ssl_ca_certs=FILE" in str(unavailable(options, refused))
+    away = unavailable(options, ConnectionError("Timeout connecting to server"))
+    assert "no Redis server answers with TLS at host:6379" in str(away)

@@ -98,7 +98,9 @@ async def test_rediss_speaks_tls(form: str) -> None:
     async with await asyncio.start_server(hang_up, "127.0.0.1") as server:
         port = server.sockets[0].getsockname()[1]
         bus = open_redis_bus(f"{form.format(f'127.0.0.1:{port}')}?ssl_cert_reqs=none")
-        with pytest.raises(BackendUnavailableError, match="no Redis server answers"):
+        with pytest.raises(
+            BackendUnavailableError, match=r"no Redis server answers|no TLS connection"
+        ):
             await bus.open()
     assert first_bytes == [b"\x16"]  # a TLS handshake record (RFC 8446, section 5.1)
 

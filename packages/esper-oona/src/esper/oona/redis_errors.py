@@ -132,8 +132,14 @@ def unavailable(options: RedisOptions, error: Exception) -> BackendUnavailableEr
         return BackendUnavailableError(
             f"{server} refused a command: {error}{_hint(options, error)}"
         )
+    if "SSL" in str(error):
+        return BackendUnavailableError(
+            f"no TLS connection to {options.address} ({error}); if its certificate is not trusted, give "
+            "the authority with ?ssl_ca_certs=FILE"
+        )
+    plain = "" if options.tls is None else " with TLS"
     return BackendUnavailableError(
-        f"no Redis server answers at {options.address} ({error}); start one with "
+        f"no Redis server answers{plain} at {options.address} ({error}); start one with "
         "`docker compose --env-file .env -f infra/docker-compose.yml up -d redis`, "
         "correct the URL, or use memory://"
     )
