@@ -12,12 +12,14 @@ from scenarios import SCENARIOS
 from schedule import Wait
 from stage import LONG, SHORT
 
+from esper.contracts import setup_logging
+
 _DEADLINE_SECONDS = 1800.0
 
 
 def _show(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    if sys.stdout.isatty():
+        print(f"\r\033[K{line}", end="", flush=True)
 
 
 def main() -> int:
@@ -32,6 +34,7 @@ def main() -> int:
     size = SHORT if options.short else LONG
     if options.messages:
         size = replace(size, num_messages=options.messages)
+    setup_logging("faults", level="CRITICAL")  # breaking things is noisy
     ledgers: list[Ledger] = []
     for name in options.scenario or SCENARIOS:
         started = time.monotonic()

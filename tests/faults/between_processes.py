@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ledger import POISON_EVERY, Book, Ledger, poison
 from schedule import Wait, spread
-from stage import STREAM, UNDECODABLE_FROM, Size, bus_url, close_the_book, raw
+from stage import STREAM, UNDECODABLE_FROM, Size, bus_url, close_the_book, dead_numbers, raw
 from workers import GROUP, PREFETCH, Crew, crew, opened, publish_all
 
 from esper.testkit.proxy import start_proxy
@@ -26,8 +26,7 @@ def wait_for_all(people: Crew, server: RedisServer, wait: Wait) -> None:
         missing = ledger.acknowledged - ledger.handled.keys()
         if people.is_publishing() or any(poison(n, 0) is None for n in missing):
             return False
-        with raw(server) as client:
-            return client.xlen("esper:dead-letters") >= len(missing)
+        return missing <= dead_numbers(server).keys()
 
     wait(people, is_done)
 
@@ -88,13 +87,15 @@ def lost_group(size: Size, folder: Path, wait: Wait) -> Ledger:
         start_redis(folder) as server,
         crew("lost group", folder, bus_url(server)) as people,
     ):
-        people.consume(_CONSUMERS)
+        people.consume(1)
         people.publish(0, size.num_messages)
 
         def destroy(_: int) -> None:
             with raw(server) as client:
                 client.xgroup_destroy(STREAM, GROUP)
 
+        # One that has not read yet would begin with what is published from then on.
+        wait(people, lambda ledger: bool(ledger.handled))
         spread(people, wait, size.num_messages, [(2, destroy)])
         wait_for_all(people, server, wait)
         ledger = close_the_book(people.ledger(), server)

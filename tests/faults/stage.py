@@ -69,7 +69,7 @@ LONG = Size(
 
 def bus_url(server: RedisServer, port: int | None = None, *, reclaim: float = 1.0) -> str:
     """Return the bus's URL: of the server, or of a proxy's port in front of it."""
-    query = f"reclaim_after_seconds={reclaim}&max_deliveries=2"
+    query = f"reclaim_after_seconds={reclaim}"
     return f"redis://{server.host}:{port or server.port}/0?{query}"
 
 
@@ -78,14 +78,19 @@ def raw(server: RedisServer) -> Any:
     return Redis(host=server.host, port=server.port)
 
 
-def close_the_book(ledger: Ledger, server: RedisServer) -> Ledger:
-    """Add what the bus itself holds: the dead letters, and what landed twice."""
+def dead_numbers(server: RedisServer) -> Counter[int]:
+    """Return the numbers of the messages that are dead letters, and how often each is one."""
 
     async def letters() -> list[bytes]:
         async with opened(bus_url(server)) as bus:
             return [letter.data for letter in await bus.dead_letters(limit=_MAX_LETTERS)]
 
-    ledger.dead = Counter(map(number_in, asyncio.run(letters())))
+    return Counter(map(number_in, asyncio.run(letters())))
+
+
+def close_the_book(ledger: Ledger, server: RedisServer) -> Ledger:
+    """Add what the bus itself holds: the dead letters, and what landed twice."""
+    ledger.dead = dead_numbers(server)
     with raw(server) as client:
         entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]] = client.xrange(STREAM)
     on_stream = Counter(number_in(b"".join(fields.values())) for _, fields in entries)

@@ -1,4 +1,4 @@
-"""Every fault in a short form: nothing that was acknowledged is lost. `python tests/faults` plays all long."""
+"""Every fault in a short form: nothing acknowledged is lost. `python tests/faults` plays them long."""
 
 from collections.abc import Iterator
 from pathlib import Path

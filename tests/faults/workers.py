@@ -20,7 +20,14 @@ from typing import Any, cast
 
 from ledger import Book, Books, Ledger, poison
 
-from esper.contracts import BackendUnavailableError, Bus, Delivery, SystemStatePacket, TopicNames
+from esper.contracts import (
+    BackendUnavailableError,
+    Bus,
+    Delivery,
+    SystemStatePacket,
+    TopicNames,
+    setup_logging,
+)
 from esper.oona import open_redis_bus
 
 GROUP = "readers"
@@ -87,13 +94,13 @@ async def publish_all(bus: Bus, book: Book, numbers: Sequence[int]) -> None:
             pairs = zip(burst, results, strict=True)
             arrived = [n for n, result in pairs if not isinstance(result, BaseException)]
         else:
-            arrived = [] if isinstance(results[0], BaseException) else burst
+            arrived = [] if isinstance(results[0], BaseException) else list(burst)
         book.note("acknowledged", arrived)
 
 
 def publish(url: str, folder: Path, name: str, first: int, last: int) -> None:
     """Be a publisher of the numbers from `first` to before `last`."""
-    _end_with_parent()
+    _settle_down()
 
     async def run() -> None:
         bus = await open_patiently(url)
@@ -105,7 +112,7 @@ def publish(url: str, folder: Path, name: str, first: int, last: int) -> None:
 
 def consume(url: str, folder: Path, name: str, num_exits: int) -> None:
     """Be a consumer until killed; poison is refused, given back for ever, or ends the process."""
-    _end_with_parent()
+    _settle_down()
 
     async def run() -> None:
         book = Book(folder, name)
@@ -137,7 +144,9 @@ async def _suffer(kind: str, delivery: Delivery) -> None:
             await delivery.dead_letter("poison")
 
 
-def _end_with_parent() -> None:
+def _settle_down() -> None:
+    """End with whoever started us, and keep quiet: breaking things is noisy."""
+    setup_logging("faults", level="CRITICAL")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

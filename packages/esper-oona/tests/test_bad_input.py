@@ -247,6 +247,10 @@ def test_telemetry_is_a_few_numbers_and_needs_no_measuring() -> None:
         ("ERR Error running script (call to f_0a): @user_script:2: @user_script: 2: -OOM x", "OOM"),
         ("The user executing the script can't run this command or subcommand", "NOPERM"),
         ("ERR ACL failure in script: User worker has no permissions to run 'set'", "NOPERM"),
+        (
+            "Command # 1 (XACK key readers 1-0) of pipeline caused error: ('MISCONF Errors writing',)",
+            "MISCONF",
+        ),
         ("no words of the server's", ""),
     ],
 )

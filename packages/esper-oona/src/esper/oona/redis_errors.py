@@ -57,6 +57,9 @@ _CODE = re.compile(r"-?([A-Z]{3,})\b")
 _IN_SCRIPT = re.compile(r"@user_script: ?\d+: (?:@user_script: ?\d+: )?-?([A-Z]{3,})\b")
 """Redis 6 wraps what a command in a script was refused with."""
 
+_IN_PIPELINE = re.compile(r" of pipeline caused error: \W*([A-Z]{3,})\b")
+"""The driver wraps what a command in a pipeline was refused with."""
+
 _FORBIDDEN_IN_SCRIPT = re.compile(r"ACL failure in script|The user executing the script can't")
 """What Redis 7 and later say instead of NOPERM."""
 
@@ -77,7 +80,7 @@ def code_of(error: Exception | str) -> str:
     text = str(error)
     if _FORBIDDEN_IN_SCRIPT.search(text):
         return "NOPERM"
-    match = _IN_SCRIPT.search(text) or _CODE.match(text)
+    match = _IN_SCRIPT.search(text) or _IN_PIPELINE.search(text) or _CODE.match(text)
     return match[1] if match else ""
 
 
