@@ -169,7 +169,8 @@ class RedisConsumer:
     async def acknowledge(self, entry: GroupEntry) -> None:
         """Note that the message was handled; with a prefetch, the server is told a little later."""
         self.reader.note_done(entry)
-        if self._prefetch == 1 or self._is_stopped:
+        # What was tried before must not be blamed for the next one that kills its process.
+        if self._prefetch == 1 or self._is_stopped or entry.delivery_count > 1:
             await self._patiently(
                 lambda: self._client.xack(entry.key, self.reader.group, entry.entry_id)
             )
