@@ -6,6 +6,7 @@ that it does with a single server: scripts over several keys, pipelines, reads t
 ask where to go when they are made, and break when the server says that it is the wrong one.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any, cast
@@ -110,7 +111,8 @@ class Guide:
                 return await self._ask_sentinel(client)
             return await self._ask_cluster(client, host)
         finally:
-            await client.aclose()
+            # Shielded: who is cancelled while asking may be cancelled again while this closes.
+            await asyncio.shield(asyncio.ensure_future(client.aclose()))
 
     async def _ask_sentinel(self, client: Any) -> Node:
         service = self._options.service
