@@ -254,16 +254,21 @@ class GroupReader:
         holder: str | None = None,
     ) -> int:
         """Set since when entries are held, and perhaps more; count those that are still pending."""
-        done = await self._client.xclaim(
-            key,
-            self.group,
-            consumername=holder or self._consumer,
-            min_idle_time=0,
-            message_ids=ids,
-            idle=idle_ms,
-            retrycount=retry_count,
-            justid=True,
-        )
+        try:
+            done = await self._client.xclaim(
+                key,
+                self.group,
+                consumername=holder or self._consumer,
+                min_idle_time=0,
+                message_ids=ids,
+                idle=idle_ms,
+                retrycount=retry_count,
+                justid=True,
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return 0  # a group that vanished has nothing in hand, and hands it out anew
         return len(done)
 
     async def _inspect(self) -> None:
