@@ -5,7 +5,7 @@ must be: late and outside of the publisher's thread on the way out, never within
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from threading import Lock
@@ -124,11 +124,22 @@ def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelo
         MessageTooLargeError: if it is larger than a bus takes.
 
     """
-    topic = topic_of(payload)
+    return _enclose(payload, sender_id, trace_for(trace_id))
+
+
+def enclose_many(
+    payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None
+) -> list[Envelope]:
+    """As `enclose`, for several that belong to one trace; raises before any is on its way."""
     trace = trace_for(trace_id)
+    return [_enclose(payload, sender_id, trace) for payload in payloads]
+
+
+def _enclose(payload: Payload, sender_id: str, trace: Trace) -> Envelope:
+    topic = topic_of(payload)
     if not sender_id or not trace.trace_id:
         raise MessageError(
-            f"a message needs a sender and a trace; got {sender_id!r} and {trace_id!r}"
+            f"a message needs a sender and a trace; got {sender_id!r} and {trace.trace_id!r}"
         )
     envelope = Envelope(payload, topic, sender_id, utc_now(), trace)
     if topic not in _SMALL or len(sender_id) + len(trace.trace_id) > _LONG_NAMES:

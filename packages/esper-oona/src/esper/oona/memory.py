@@ -23,7 +23,6 @@ from esper.contracts import (
     Payload,
     Record,
     TopicNames,
-    trace_for,
     utc_now,
 )
 from esper.oona.broker import Broker, shared_broker
@@ -35,7 +34,7 @@ from esper.oona.delivery import (
     unknown_group,
     unknown_letter,
 )
-from esper.oona.envelope import enclose
+from esper.oona.envelope import enclose, enclose_many
 from esper.oona.group_queue import Consumer, Item, Waiter
 from esper.oona.options import MemoryOptions
 from esper.oona.outbox_queue import OutboxQueue
@@ -109,8 +108,7 @@ class MemoryBus:
         self, payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None = None
     ) -> Sequence[str]:
         """Publish all of them, in order, and return their event ids."""
-        trace_id = trace_for(trace_id).trace_id  # one trace for all of them
-        envelopes = [enclose(each, sender_id=sender_id, trace_id=trace_id) for each in payloads]
+        envelopes = enclose_many(payloads, sender_id=sender_id, trace_id=trace_id)
         self._opened().publish(envelopes)
         self._traffic.published.update([envelope.topic for envelope in envelopes])
         await asyncio.sleep(0)

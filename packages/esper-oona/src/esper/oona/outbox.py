@@ -12,7 +12,7 @@ from esper.contracts import BackendUnavailableError, TopicNames, get_logger
 from esper.oona.envelope import Envelope
 from esper.oona.outbox_queue import Entry, OutboxQueue, Receipt
 
-_BATCH = 100
+_BATCH = 250
 """Messages per round trip; larger batches gain little and are resent whole when a connection breaks."""
 
 _EXPIRE_SECONDS = 0.25

@@ -20,10 +20,9 @@ from esper.contracts import (
     Record,
     TopicNames,
     get_logger,
-    trace_for,
 )
 from esper.oona.delivery import BusDelivery, check_reading, check_subscription
-from esper.oona.envelope import enclose
+from esper.oona.envelope import enclose, enclose_many
 from esper.oona.journal import Journal
 from esper.oona.options import RedisOptions
 from esper.oona.outbox import Outbox, Outcome
@@ -118,8 +117,7 @@ class RedisBus:
     ) -> Sequence[str]:
         """Publish all of them, in order, and return their event ids once the server has every one."""
         self._opened()
-        trace_id = trace_for(trace_id).trace_id  # one trace for all of them
-        envelopes = [enclose(each, sender_id=sender_id, trace_id=trace_id) for each in payloads]
+        envelopes = enclose_many(payloads, sender_id=sender_id, trace_id=trace_id)
         await self._outbox.publish(envelopes, PATIENCE_SECONDS)
         return [envelope.event_id for envelope in envelopes]
 
