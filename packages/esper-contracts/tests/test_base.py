@@ -17,6 +17,7 @@ from esper.contracts import (
     canonical_json,
     errors,
     new_id,
+    new_ids,
     sha256_hex,
     utc_now,
 )
@@ -92,6 +93,12 @@ def test_equal_queries_have_one_canonical_form_in_every_process() -> None:
 def test_ids_are_random_and_digests_are_sha256() -> None:
     assert uuid.UUID(new_id()).version == 4
     assert new_id() != new_id()
+    many = new_ids(100)
+    assert len(set(many)) == 100
+    for text in many:
+        parsed = uuid.UUID(text)
+        assert (str(parsed), parsed.version, parsed.variant) == (text, 4, uuid.RFC_4122)
+    assert new_ids(0) == []
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert sha256_hex(b"") == empty
 

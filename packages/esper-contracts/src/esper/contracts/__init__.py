@@ -10,6 +10,7 @@ from esper.contracts.base import (
     UtcDatetime,
     canonical_json,
     new_id,
+    new_ids,
     sha256_hex,
     utc_now,
 )
@@ -288,6 +289,7 @@ __all__ = [
     "load_settings",
     "load_yaml",
     "new_id",
+    "new_ids",
     "parse_message",
     "read_blueprint",
     "read_chain",

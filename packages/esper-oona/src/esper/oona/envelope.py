@@ -23,6 +23,7 @@ from esper.contracts import (
     TopicNames,
     Trace,
     new_id,
+    new_ids,
     parse_message,
     topic_of,
     trace_for,
@@ -132,16 +133,22 @@ def enclose_many(
 ) -> list[Envelope]:
     """As `enclose`, for several that belong to one trace; raises before any is on its way."""
     trace = trace_for(trace_id)
-    return [_enclose(payload, sender_id, trace) for payload in payloads]
+    names = new_ids(len(payloads))
+    return [
+        _enclose(payload, sender_id, trace, event_id=name)
+        for payload, name in zip(payloads, names, strict=True)
+    ]
 
 
-def _enclose(payload: Payload, sender_id: str, trace: Trace) -> Envelope:
+def _enclose(
+    payload: Payload, sender_id: str, trace: Trace, *, event_id: str | None = None
+) -> Envelope:
     topic = topic_of(payload)
     if not sender_id or not trace.trace_id:
         raise MessageError(
             f"a message needs a sender and a trace; got {sender_id!r} and {trace.trace_id!r}"
         )
-    envelope = Envelope(payload, topic, sender_id, utc_now(), trace)
+    envelope = Envelope(payload, topic, sender_id, utc_now(), trace, event_id=event_id)
     if topic not in _SMALL or len(sender_id) + len(trace.trace_id) > _LONG_NAMES:
         _check_size(envelope)
     return envelope
