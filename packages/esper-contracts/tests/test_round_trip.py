@@ -1,7 +1,7 @@
 """Every contract survives JSON: what is read back is what was written."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAliasType, cast, get_args, get_origin
@@ -73,8 +73,8 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
             return st.lists(values_of(arguments[0]), min_size=1, max_size=2).map(tuple)
         case origin if origin is frozenset:
             return st.frozensets(values_of(arguments[0]), max_size=2)
-        case origin if origin is dict:
-            return st.dictionaries(st.text(max_size=4), values_of(arguments[1]), max_size=2)
+        case origin if origin in (dict, Mapping):
+            return st.dictionaries(values_of(arguments[0]), values_of(arguments[1]), max_size=2)
         case origin if origin is UnionType:
             return st.one_of([values_of(argument) for argument in arguments])
         case _:
