@@ -104,6 +104,17 @@ async def test_dead_letters_are_counted_for_their_group(
         assert (await _group(bus, "works")).num_dead_letters == 0
 
 
+async def test_what_a_group_lost_is_told_for_it(
+    make_url: MakeUrl, connect: Connect, health: Callable[[int], HealthSignal]
+) -> None:
+    async with connect(f"{make_url()}&retain=2,drop") as bus:
+        await bus.create_group([HEALTH], group="slow")
+        await _publish(bus, [health(epoch) for epoch in range(5)])
+        while not (found := await _group(bus, "slow")).num_lost:  # a server is tended in between
+            await asyncio.sleep(0.01)
+        assert (found.num_lost, found.lag) == (3, 2)
+
+
 async def test_health_is_answered_in_another_thread_while_the_bus_is_open(
     make_url: MakeUrl, connect: Connect, samples: dict[TopicNames, Payload]
 ) -> None:

@@ -3,7 +3,7 @@
 `Bus.health` and `Bus.traffic` return these; Oona's command line shows them, its metrics export them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -45,6 +45,8 @@ class GroupHealth(Contract):
     oldest_in_flight_seconds: float | None = Field(default=None, ge=0)
     """Age of the oldest message in flight since it was published; None without one."""
     num_dead_letters: int = Field(default=0, ge=0)
+    num_lost: int = Field(default=0, ge=0)
+    """Messages that went before the group had acknowledged them (`Bus.group_losses`)."""
     consumers: tuple[ConsumerHealth, ...] = ()
 
 
@@ -60,6 +62,14 @@ class TopicHealth(Contract):
     newest_seconds: float | None = Field(default=None, ge=0)
     """Ages of the oldest and the newest message kept; None without one."""
     groups: tuple[GroupHealth, ...] = ()
+
+    def with_losses(self, losses: Iterable["GroupLosses"]) -> "TopicHealth":
+        """Return the same with what its groups have lost."""
+        lost = {each.group: each.num_lost for each in losses if each.topic is self.topic}
+        groups = [
+            each.model_copy(update={"num_lost": lost.get(each.group, 0)}) for each in self.groups
+        ]
+        return self.model_copy(update={"groups": tuple(groups)})
 
 
 class BusHealth(Contract):

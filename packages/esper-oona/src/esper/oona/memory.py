@@ -242,7 +242,8 @@ class MemoryBus:
             problem = str(_not_open(self._options))
             return BusHealth(address=address, is_reachable=False, problem=problem, lost=lost)
         asked_at = time.monotonic()
-        topics = broker.health()
+        losses = broker.group_losses()
+        topics = tuple(topic.with_losses(losses) for topic in broker.health())
         return BusHealth(
             address=address,
             is_reachable=True,

@@ -30,6 +30,7 @@ _GROUP_GAUGES = {
     "in_flight": "Messages handed out and not acknowledged.",
     "oldest_in_flight_seconds": "Age of the oldest message in flight.",
     "dead_letters": "Messages set aside.",
+    "group_lost": "Messages that went before the group had acknowledged them, since it was created.",
     "consumers": "Consumers that the bus knows.",
 }
 
@@ -165,5 +166,6 @@ def _of_group(group: GroupHealth) -> dict[str, float]:
         "in_flight": group.num_in_flight,
         "oldest_in_flight_seconds": group.oldest_in_flight_seconds or 0.0,
         "dead_letters": group.num_dead_letters,
+        "group_lost": group.num_lost,
         "consumers": len(group.consumers),
     }

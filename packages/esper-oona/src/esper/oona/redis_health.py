@@ -15,6 +15,7 @@ from esper.contracts import BusHealth, ConsumerHealth, GroupHealth, TopicHealth,
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands, connect
 from esper.oona.redis_errors import DRIVER_ERRORS, unavailable
+from esper.oona.redis_keeper import read_losses
 from esper.oona.redis_letters import letters_key, stream_key
 
 _PATIENCE_SECONDS = 5.0
@@ -112,13 +113,14 @@ async def _look(client: Commands, options: RedisOptions) -> BusHealth:
     server, version = await _server(client)
     letters = await _count_letters(client, options)
     topics = [await _topic(client, options, topic, letters) for topic in TopicNames]
+    losses = await read_losses(client, options)
     return BusHealth(
         address=options.address,
         is_reachable=True,
         server=server,
         version=version,
         round_trip_seconds=round_trip_seconds,
-        topics=tuple(topic for topic in topics if topic is not None),
+        topics=tuple(topic.with_losses(losses) for topic in topics if topic is not None),
         num_dead_letters=letters.total(),
     )
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import typer
+from rich.markup import escape
 
 from esper.contracts import BackendUnavailableError, BusHealth, GroupHealth, TopicHealth
 from esper.oona.commands.printing import console, plural, print_json, size, span, table
@@ -43,6 +44,9 @@ def health(url: Url = None, as_json: Json = False) -> None:
     for topic in state.topics:
         for line in topic_lines(topic):
             out.print(line)
+    for group in (group for topic in state.topics for group in topic.groups if group.num_lost):
+        lost = plural(group.num_lost, "message")
+        out.print(f"[red]lost[/] {lost} by {escape(group.group)} on {group.topic.value}")
     if not state.topics:
         out.print("no messages and no groups yet")
     if state.num_dead_letters:
