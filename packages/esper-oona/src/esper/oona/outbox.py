@@ -189,7 +189,9 @@ class Outbox:
             _log.warning("the bus takes messages again")
 
     async def _send_and_prepare(self, batch: Sequence[Entry]) -> Outcome:
-        """Send a batch, and encode the next one while the server is at work."""
+        """Send a batch, and encode the next one, if there is one, while the server is at work."""
+        if self._queue.is_empty:
+            return await self._send(batch)  # a task of its own would cost each lone message latency
         sending = asyncio.ensure_future(self._send(batch))
         try:
             await asyncio.sleep(0)  # it is on its way after this

@@ -101,6 +101,11 @@ class OutboxQueue:
             )
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, here or in the journal."""
+        return not self._telemetry and not self._others
+
+    @property
     def lost(self) -> dict[TopicNames, int]:
         """Messages that were dropped or refused, by topic."""
         with self._lock:
