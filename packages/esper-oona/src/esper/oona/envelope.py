@@ -125,30 +125,34 @@ def enclose(payload: Payload, *, sender_id: str, trace_id: str | None) -> Envelo
         MessageTooLargeError: if it is larger than a bus takes.
 
     """
-    return _enclose(payload, sender_id, trace_for(trace_id))
+    return _enclose(payload, sender_id, trace_for(trace_id), utc_now())
 
 
 def enclose_many(
     payloads: Sequence[Payload], *, sender_id: str, trace_id: str | None
 ) -> list[Envelope]:
-    """As `enclose`, for several that belong to one trace; raises before any is on its way."""
-    trace = trace_for(trace_id)
-    names = new_ids(len(payloads))
+    """As `enclose`, for several that belong to one trace and moment; raises before any is on its way."""
+    trace, now, names = trace_for(trace_id), utc_now(), new_ids(len(payloads))
     return [
-        _enclose(payload, sender_id, trace, event_id=name)
+        _enclose(payload, sender_id, trace, now, event_id=name)
         for payload, name in zip(payloads, names, strict=True)
     ]
 
 
 def _enclose(
-    payload: Payload, sender_id: str, trace: Trace, *, event_id: str | None = None
+    payload: Payload,
+    sender_id: str,
+    trace: Trace,
+    timestamp: datetime,
+    *,
+    event_id: str | None = None,
 ) -> Envelope:
     topic = topic_of(payload)
     if not sender_id or not trace.trace_id:
         raise MessageError(
             f"a message needs a sender and a trace; got {sender_id!r} and {trace.trace_id!r}"
         )
-    envelope = Envelope(payload, topic, sender_id, utc_now(), trace, event_id=event_id)
+    envelope = Envelope(payload, topic, sender_id, timestamp, trace, event_id=event_id)
     if topic not in _SMALL or len(sender_id) + len(trace.trace_id) > _LONG_NAMES:
         _check_size(envelope)
     return envelope
