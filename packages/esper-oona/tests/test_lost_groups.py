@@ -207,3 +207,74 @@ async def test_what_a_killed_consumer_held_is_taken_over_and_only_what_is_tried_
                 await delivery.ack()
         assert counts == {1, 2}
         assert (await raw.xpending(key, "readers"))["pending"] == 0
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 1.0, 100.0])
+async def test_giving_back_to_a_group_that_has_vanished_is_no_error_and_it_is_handed_out_anew(
+    redis_url: MakeUrl, connect: Connect, delay_seconds: float
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as (raw, key):
+        await bus.create_group([EPOCHS], group="readers")
+        await publish(bus, 0, 2)
+        found = bus.subscribe([EPOCHS], group="readers", consumer="one", prefetch=10)
+        async with aclosing(found):
+            held = [await anext(found) for _ in range(2)]
+            await raw.xgroup_destroy(key, "readers")
+            for delivery in held:
+                await delivery.renew()
+            await held[0].nack(delay_seconds=delay_seconds)
+            await held[1].nack(delay_seconds=delay_seconds, counted=False)
+            again = [await anext(found) for _ in range(2)]
+            assert [each.message for each in again] == [each.message for each in held]
+            assert [each.delivery_count for each in again] == [1, 1]
+
+
+async def test_groups_that_are_created_while_topics_are_trimmed_get_all_that_comes_after(
+    redis_url: MakeUrl, connect: Connect
+) -> None:
+    """Nothing may be trimmed on the word of the groups of a moment ago."""
+    url = redis_url() + "&retain=1,0.001s"
+    options = RedisOptions.from_url(url)
+    num_published = 0
+
+    async def publish_next(bus: Bus, number: int) -> None:
+        nonlocal num_published
+        first, num_published = num_published, num_published + number
+        await publish(bus, first, first + number)
+
+    async with connect(url) as bus, connect(url) as other, raw_client(url) as (raw, _):
+        owed_from: dict[str, int] = {}
+        num_trimmed = 0
+        for number in range(40):
+            group = f"group-{number}"
+
+            async def begin(group: str = group) -> None:
+                await other.create_group([EPOCHS], group=group)
+                owed_from[group] = num_published
+                await publish_next(other, 2)
+
+            looks = [tend(raw, options, EPOCHS) for _ in range(3)]
+            found = await asyncio.gather(publish_next(bus, 3), begin(), *looks)
+            num_trimmed += sum(look.num_trimmed for look in found[2:] if look is not None)
+            if number % 4 == 3:  # what nobody waits for any more goes at the next look
+                old = list(owed_from)[0:3]
+                await asyncio.gather(
+                    *(bus.remove_group([EPOCHS], group=name) for name in old),
+                    *(tend(raw, options, EPOCHS) for _ in range(3)),
+                )
+                for name in old:
+                    del owed_from[name]
+        for group, first in owed_from.items():
+            async with aclosing(
+                bus.subscribe([EPOCHS], group=group, consumer="one", prefetch=500)
+            ) as reader:
+                epochs: set[int] = set()
+                while not epochs.issuperset(range(first, num_published)):
+                    delivery = await anext(reader)
+                    payload = delivery.payload()
+                    assert isinstance(payload, SystemStatePacket)
+                    epochs.add(payload.epoch)
+                    await delivery.ack()
+        assert not bus.lost
+        assert num_trimmed

@@ -7,6 +7,7 @@ the middle of a command: what the server hands to a reader that is being closed 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from typing import Any
 
 from esper.contracts import TopicNames, get_logger
 from esper.oona.delivery import SETTLE_LOOK_SECONDS, BusDelivery
@@ -160,8 +161,7 @@ class RedisConsumer:
             for task in tasks:
                 task.cancel()
             try:
-                if tasks:
-                    await asyncio.wait(tasks)
+                await _ended(tasks)
             finally:  # also if the loop ends and cancels us: the connection is ours to close
                 with suppress(*DRIVER_ERRORS):
                     await self._blocking.aclose()
@@ -247,7 +247,7 @@ class RedisConsumer:
         try:
             await self.reader.fetch(self._prefetch)
         finally:  # neither is left half done if the other fails
-            await asyncio.wait({acknowledging})
+            await _ended({acknowledging})
         acknowledging.result()
 
     def _acknowledge_soon(self) -> None:
@@ -294,3 +294,11 @@ class RedisConsumer:
             await asyncio.sleep(max(self.reader.pause_seconds, _SHORTEST_PAUSE_SECONDS))
             with suppress(*DRIVER_ERRORS):  # the next read waits the outage out
                 await self.reader.release_stale()
+
+
+async def _ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Wait until all have ended, and see what they raised: with two that fail, only one can tell."""
+    for task in tasks:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if tasks:
+        await asyncio.wait(tasks)
