@@ -79,6 +79,8 @@ async def test_a_message_in_its_second_try_counts_as_redelivered(
         await _publish(bus, [health(0)])
         async with aclosing(bus.subscribe([HEALTH], group="tries", consumer="one")) as deliveries:
             await (await anext(deliveries)).nack()
+            found = await _group(bus, "tries")
+            assert (found.lag, found.num_in_flight) == (0, 1)  # it was handed out, once
             again = await anext(deliveries)
             assert again.delivery_count == 2
             found = await _group(bus, "tries")

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -238,3 +238,34 @@ async def test_cancelling_at_the_very_end_of_keeping_is_not_lost(
         handling = asyncio.ensure_future(handle())
         await asyncio.wait({handling})
         assert handling.cancelled()
+
+
+async def test_word_that_comes_too_late_does_not_concern_the_next_delivery(
+    make_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(make_url(0.2)) as bus:
+        await publish(bus, health(0))
+        reader = read(bus)
+        first = await anext(reader)
+        second = await anext(reader)  # overdue: the same consumer gets it again
+        await first.nack(counted=False)
+        third = await anext(reader)
+        assert (second.delivery_count, third.delivery_count) == (2, 3)
+
+
+async def test_letter_of_a_removed_group_stays_until_the_group_is_back(
+    make_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(make_url()) as bus:
+        await publish(bus, health(0))
+        reader = read(bus)
+        await (await anext(reader)).dead_letter("ugly")
+        await cast("Any", reader).aclose()
+        await bus.remove_group([HEALTH], group="readers")
+        [letter] = await bus.dead_letters()
+        with pytest.raises(NotFoundError, match=r"'readers', which is gone .* create the group"):
+            await bus.requeue(letter.letter_id)
+        assert await bus.dead_letters() == [letter]
+        await bus.create_group([HEALTH], group="readers")
+        await bus.requeue(letter.letter_id)
+        assert epoch(await anext(read(bus))) == 0

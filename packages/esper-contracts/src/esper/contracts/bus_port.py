@@ -270,7 +270,7 @@ class Bus(Protocol):
         """Hand a dead letter to its group once more, as it was, with its attempts forgotten.
 
         Raises:
-            NotFoundError: if there is no such letter.
+            NotFoundError: if there is no such letter, or its group was removed.
 
         """
         ...

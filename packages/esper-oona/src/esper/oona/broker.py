@@ -22,7 +22,13 @@ from esper.contracts import (
     utc_now,
 )
 from esper.oona.broker_health import topic_health
-from esper.oona.delivery import MAX_DEAD_LETTERS, exhausted, tell_dead_letter
+from esper.oona.delivery import (
+    MAX_DEAD_LETTERS,
+    exhausted,
+    letter_without_group,
+    tell_dead_letter,
+    unknown_letter,
+)
 from esper.oona.envelope import Envelope
 from esper.oona.group_queue import Consumer, GroupQueue, Item, Waiter
 from esper.oona.retention import DATA_LOSS, DEFAULT_RETENTION, HELD_UP, Retention
@@ -220,21 +226,23 @@ class Broker:
         with self._lock:
             return [letter for letter, _ in islice(self._letters.values(), limit)]
 
-    def requeue(self, letter_id: str) -> bool:
-        """Let the letter's group have the message again; tell whether there was such a letter."""
+    def requeue(self, letter_id: str) -> None:
+        """Let the letter's group have the message again. Raises `NotFoundError`."""
         with self._lock:
-            _, item = self._letters.pop(letter_id, (None, None))
-            if item is None:
-                return False
+            if letter_id not in self._letters:
+                raise unknown_letter(letter_id)
+            letter, item = self._letters[letter_id]
+            queue = self._queues[letter.topic].get(letter.group)
+            if queue is None:
+                raise letter_without_group(letter)
+            del self._letters[letter_id]
             item.delivery_count = 0
-            queue = self._queue(item.envelope.topic, item.group)
             queue.unacknowledged[item.sequence] = item
             queue.give_back(item)
             woken = queue.waiters.copy()
             queue.waiters.clear()
         for consumer in woken:
             consumer.wake()
-        return True
 
     def read(
         self, topics: Collection[TopicNames], span: Span, waiter: Waiter | None

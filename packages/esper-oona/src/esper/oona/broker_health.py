@@ -24,18 +24,15 @@ class _Item(Protocol):
     @property
     def delivery_count(self) -> int: ...
 
+    @property
+    def delivered_at(self) -> float: ...
+
 
 class _Queue(Protocol):
     """What one group has not acknowledged on one topic."""
 
     @property
     def unacknowledged(self) -> Mapping[int, _Item]: ...
-
-    @property
-    def pending(self) -> Mapping[int, _Item]: ...
-
-    @property
-    def delayed(self) -> Mapping[int, _Item]: ...
 
 
 def topic_health(
@@ -76,7 +73,8 @@ def topic_health(
 def _group_health(
     topic: TopicNames, group: str, queue: _Queue, num_letters: int, *, now: datetime
 ) -> GroupHealth:
-    in_flight = [*queue.pending.values(), *queue.delayed.values()]
+    # What was given back is in nobody's hands, and has been handed out all the same.
+    in_flight = [item for item in queue.unacknowledged.values() if item.delivered_at]
     held = Counter(item.holder.name for item in in_flight if item.holder is not None)
     return GroupHealth(
         topic=topic,

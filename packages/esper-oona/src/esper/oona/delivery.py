@@ -52,6 +52,14 @@ def unknown_letter(letter_id: str) -> NotFoundError:
     )
 
 
+def letter_without_group(letter: DeadLetter) -> NotFoundError:
+    """Return the error for a letter whose group was removed."""
+    return NotFoundError(
+        f"dead letter {letter.letter_id!r} belongs to the group {letter.group!r}, which is gone from "
+        f"{letter.topic.value}; create the group first"
+    )
+
+
 def unknown_group(topic: TopicNames, group: str) -> NotFoundError:
     """Return the error for a group that a topic does not have."""
     return NotFoundError(

@@ -8,7 +8,7 @@ import heapq
 import math
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from esper.contracts import TopicNames
 from esper.oona.envelope import Envelope
@@ -74,7 +74,7 @@ class Item:
     holder: Consumer | None = None
     """Who has it in hand; None while it waits."""
     delivered_at: float = 0.0
-    """Monotonic seconds of the latest delivery."""
+    """Monotonic seconds of the latest delivery; 0 before the first."""
     delivery_count: int = 0
     due_at: float = 0.0
     """Monotonic seconds before which it is not handed out again."""
@@ -136,7 +136,11 @@ class GroupQueue:
             remaining_seconds = oldest.delivered_at + reclaim_after_seconds - now
             if remaining_seconds > 0:
                 return remaining_seconds
-            self.give_back(oldest)
+            # Another object, so that a late word about this delivery does not concern the next one.
+            again = replace(oldest)
+            oldest.holder = None
+            self.unacknowledged[oldest.sequence] = again
+            self.give_back(again)
         return math.inf
 
     def release(self, consumer: Consumer) -> bool:

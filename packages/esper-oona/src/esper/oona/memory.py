@@ -32,7 +32,6 @@ from esper.oona.delivery import (
     check_reading,
     check_subscription,
     unknown_group,
-    unknown_letter,
 )
 from esper.oona.envelope import enclose, enclose_many
 from esper.oona.group_queue import Consumer, Item, Waiter
@@ -231,8 +230,7 @@ class MemoryBus:
 
     async def requeue(self, letter_id: str) -> None:
         """Hand a dead letter to its group once more. Raises `NotFoundError`."""
-        if not self._opened().requeue(letter_id):
-            raise unknown_letter(letter_id)
+        self._opened().requeue(letter_id)
 
     async def health(self) -> BusHealth:
         """Return how the broker stands; from any thread, open or not."""

@@ -7,8 +7,13 @@ are entries of one stream; the entry that a letter is about stays in its own str
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esper.contracts import DeadLetter, NotFoundError, TopicNames
-from esper.oona.delivery import MAX_DEAD_LETTERS, tell_dead_letter, unknown_letter
+from esper.contracts import DeadLetter, TopicNames
+from esper.oona.delivery import (
+    MAX_DEAD_LETTERS,
+    letter_without_group,
+    tell_dead_letter,
+    unknown_letter,
+)
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands, Fields
 
@@ -121,10 +126,7 @@ async def requeue_letter(client: Commands, options: RedisOptions, letter_id: str
         letter.data,
     )
     if done == b"no group":
-        raise NotFoundError(
-            f"dead letter {letter_id!r} belongs to the group {letter.group!r}, which is gone from "
-            f"{letter.topic.value}; create the group first"
-        )
+        raise letter_without_group(letter)
     if done == b"no letter":
         raise unknown_letter(letter_id)
 
