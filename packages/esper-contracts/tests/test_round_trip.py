@@ -27,7 +27,9 @@ from esper.contracts import (
     SeedState,
     SiteKind,
     ValidationReport,
+    ValidatorKey,
     canonical_json,
+    sha256_hex,
 )
 from esper.contracts.base import SeedId, Sha256, UtcDatetime
 from esper.contracts.schemas import contract_models
@@ -199,6 +201,18 @@ def field_reports(draw: st.DrawFn) -> FieldReport:
     return FieldReport.model_validate(fields | {"outcome": draw(st.sampled_from(outcomes))})
 
 
+@st.composite
+def validator_keys(draw: st.DrawFn) -> ValidatorKey:
+    public_key = draw(st.binary(min_size=32, max_size=32))
+    return ValidatorKey(
+        key_id=sha256_hex(public_key),
+        public_key=public_key.hex(),
+        name=draw(st.text(min_size=1, max_size=200)),
+        enrolled_at=draw(ALIASES[UtcDatetime]),
+        revoked_at=draw(st.none() | ALIASES[UtcDatetime]),
+    )
+
+
 CONSTRAINED: dict[type[Contract], Callable[[], st.SearchStrategy[Any]]] = {
     OperatorNode: operator_nodes,
     BlueprintIR: blueprint_irs,
@@ -207,6 +221,7 @@ CONSTRAINED: dict[type[Contract], Callable[[], st.SearchStrategy[Any]]] = {
     CompiledKernelArtifact: judged_artifacts,
     KasminaCommand: commands,
     FieldReport: field_reports,
+    ValidatorKey: validator_keys,
 }
 """Contracts whose fields depend on each other; the others follow from their fields."""
 

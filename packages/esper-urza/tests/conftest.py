@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from minio import Minio
 
 from esper.contracts import (
@@ -63,6 +64,7 @@ def library_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/library.db"
     engine: sa.Engine = request.getfixturevalue("shared_postgresql")
     with engine.begin() as connection:
+        connection.execute(sa.text("SET LOCAL session_replication_role = replica"))  # no guards
         connection.execute(sa.text(f"TRUNCATE {', '.join(metadata.tables)}"))
     return engine.url.render_as_string(hide_password=False)
 
@@ -127,11 +129,31 @@ def make_library(
     return lambda: open_library(library_url, make_store())
 
 
+def private_key(validator: str) -> Ed25519PrivateKey:
+    """Return the key of the validator that is called by this hexadecimal digit."""
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(validator * 64))
+
+
 @pytest.fixture
-def library(make_library: Callable[[], SqlLibrary]) -> Generator[SqlLibrary]:
-    """An open library without records."""
+def enroll() -> Callable[[SqlLibrary], None]:
+    """Enrolls the validators "a" and "b"."""
+
+    def _enroll(library: SqlLibrary) -> None:
+        for validator in "ab":
+            public_key = private_key(validator).public_key().public_bytes_raw()
+            library.enroll_validator(public_key, name=f"crucible {validator}")
+
+    return _enroll
+
+
+@pytest.fixture
+def library(
+    make_library: Callable[[], SqlLibrary], enroll: Callable[[SqlLibrary], None]
+) -> Generator[SqlLibrary]:
+    """An open library with two validators and no other records."""
     made = make_library()
     made.open()
+    enroll(made)
     yield made
     made.close()
 
@@ -200,10 +222,14 @@ def make_report() -> Callable[..., ValidationReport]:
 
 @pytest.fixture
 def make_endorsement() -> Callable[..., Endorsement]:
-    """Makes endorsements that differ by a digit; nothing in the library verifies them."""
+    """Makes endorsements of kernels, by validators that are called by one hexadecimal digit."""
 
-    def _make(digit: str = "a") -> Endorsement:
-        return Endorsement(key_id=digit * 64, signature=digit * 128)
+    def _make(kernel: CompiledKernelArtifact, validator: str = "a") -> Endorsement:
+        key = private_key(validator)
+        return Endorsement(
+            key_id=sha256_hex(key.public_key().public_bytes_raw()),
+            signature=key.sign(kernel.statement()).hex(),
+        )
 
     return _make
 

@@ -37,10 +37,13 @@ _share_fixtures = settings(
 
 
 @pytest.fixture
-def library(library_url: str, tmp_path: Path) -> Generator[SqlLibrary]:
+def library(
+    library_url: str, tmp_path: Path, enroll: Callable[[SqlLibrary], None]
+) -> Generator[SqlLibrary]:
     """An open library; queries never touch the artifact store, so one kind will do."""
     made = open_library(library_url, open_file_store((tmp_path / "artifacts").as_uri()))
     made.open()
+    enroll(made)
     yield made
     made.close()
 
@@ -77,7 +80,7 @@ def filled(
                 tags=_TAGS[: number % 3],
             )
             record = library.record_validation(
-                report, make_endorsement() if report.passed else None
+                report, make_endorsement(kernel) if report.passed else None
             )
         records.append(record)
     return library, records

@@ -11,7 +11,7 @@ from esper.contracts import (
     BlueprintSubmitted,
     CheckResult,
     CompiledKernelArtifact,
-    Endorsement,
+    IllegalTransitionError,
     KernelCharacterized,
     KernelReady,
     KernelRejectedError,
@@ -26,6 +26,7 @@ from esper.contracts import (
 from esper.contracts.registry import worker_factory
 from esper.kasmina import builtin_blueprints, key_id_of, verify_endorsement
 from esper.urabrask import Urabrask, make_worker
+from esper.urabrask.keys import ephemeral_key, load_or_create_key
 
 type Forged = tuple[CompiledKernelArtifact, bytes]
 type Forge = Callable[..., Forged]
@@ -154,7 +155,10 @@ def test_a_forged_verdict_in_the_library_is_not_signed(
         num_parameters=0,
         flops=0,
     )
-    library.record_validation(claim, Endorsement(key_id="0" * 64, signature="0" * 128))
+    forger = ephemeral_key()
+    library.enroll_validator(forger.public_key, name="forger")
+    statement = library.get_kernel(ready.kernel_id).statement()
+    library.record_validation(claim, forger.endorse(statement))
     assert library.get_kernel(ready.kernel_id).status is KernelStatus.VALIDATED
     assert verdict(crucible, ready).endorsement is None
     assert library.get_kernel(ready.kernel_id).status is KernelStatus.REJECTED
@@ -181,3 +185,19 @@ def test_an_unknown_kernel_and_another_payload_are_refused(
     other = BlueprintSubmitted(blueprint_id=ready.blueprint_id, signatures=(ready.signature,))
     with pytest.raises(MessageError, match="urabrask got a BlueprintSubmitted, not a KernelReady"):
         crucible.handle(other)
+
+
+def test_a_crucible_whose_key_was_revoked_validates_nothing_more(
+    library: Library, file_kernel: File, tmp_path: Path
+) -> None:
+    key_file = tmp_path / "crucible.key"
+    crucible = make_worker(WorkerContext(library=library, signing_key_file=key_file))
+    ready = file_kernel()
+    assert verdict(crucible, ready).endorsement is not None
+    library.revoke_validator(load_or_create_key(key_file).key_id)
+    assert library.get_kernel(ready.kernel_id).status is KernelStatus.COMPILED
+    with pytest.raises(IllegalTransitionError, match="was revoked on"):
+        crucible.handle(ready)
+    other = make_worker(WorkerContext(library=library))
+    assert verdict(other, ready).endorsement is not None
+    assert library.get_kernel(ready.kernel_id).status is KernelStatus.VALIDATED

@@ -47,6 +47,21 @@ class ChainedEvent(Contract):
         fields = json.loads(self.model_dump_json(exclude={"hash"}))
         return sha256_hex(canonical_json(fields))
 
+    def line(self) -> bytes:
+        """Return the one form in which the event stands in a file."""
+        return self.model_dump_json().encode() + b"\n"
+
+
+def next_event(
+    kind: str, content: Contract | dict[str, Any], *, seq: int, previous: str
+) -> ChainedEvent:
+    """Return an event that happens now, as link number `seq` behind the one of hash `previous`."""
+    data = json.loads(canonical_json(content))
+    draft = ChainedEvent(
+        seq=seq, at=utc_now(), kind=kind, data=data, previous=previous, hash=GENESIS
+    )
+    return draft.model_copy(update={"hash": draft.expected_hash()})
+
 
 class EventLog:
     """Appends to a new hash-chained log; a context manager.
@@ -103,12 +118,8 @@ class EventLog:
         """
         if self._file is None:
             raise ValueError("the event log is not open; use it in a with statement")
-        data = json.loads(canonical_json(content))
-        draft = ChainedEvent(
-            seq=self._seq, at=utc_now(), kind=kind, data=data, previous=self._head, hash=GENESIS
-        )
-        event = draft.model_copy(update={"hash": draft.expected_hash()})
-        if self._write(self._file, _line(event)):
+        event = next_event(kind, content, seq=self._seq, previous=self._head)
+        if self._write(self._file, event.line()):
             self._seq += 1
             self._head = event.hash
         else:
@@ -132,11 +143,6 @@ class EventLog:
         return True
 
 
-def _line(event: ChainedEvent) -> bytes:
-    """Return the one form in which an event stands in the file."""
-    return event.model_dump_json().encode() + b"\n"
-
-
 def read_chain(path: Path, *, head: str | None = None) -> Iterator[ChainedEvent]:
     """Yield the events of a log, verifying the chain on the way.
 
@@ -153,14 +159,8 @@ def read_chain(path: Path, *, head: str | None = None) -> Iterator[ChainedEvent]
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
-            event = _parse(line, where)
-            if event.seq != seq or event.previous != last:
-                raise ChainError(
-                    f"{where} does not follow the line before it (seq {event.seq}, expected {seq}); "
-                    "a line was removed, inserted or moved"
-                )
-            if event.hash != event.expected_hash():
-                raise ChainError(f"{where} was changed: its content does not match its hash")
+            event = parse_event(line, where)
+            check_link(event, where, seq=seq, previous=last)
             last, seq = event.hash, seq + 1
             yield event
     if head is not None and last != head:
@@ -170,12 +170,34 @@ def read_chain(path: Path, *, head: str | None = None) -> Iterator[ChainedEvent]
         )
 
 
-def _parse(line: bytes, where: str) -> ChainedEvent:
+def check_link(event: ChainedEvent, where: str, *, seq: int, previous: str) -> None:
+    """Pass silently if `event` is unchanged, and link number `seq` behind the one of hash `previous`.
+
+    Raises:
+        ChainError: naming the place.
+
+    """
+    if event.seq != seq or event.previous != previous:
+        raise ChainError(
+            f"{where} does not follow the line before it (seq {event.seq}, expected {seq}); "
+            "a line was removed, inserted or moved"
+        )
+    if event.hash != event.expected_hash():
+        raise ChainError(f"{where} was changed: its content does not match its hash")
+
+
+def parse_event(line: bytes, where: str) -> ChainedEvent:
+    """Return the event that a line is, written as this log writes its events.
+
+    Raises:
+        ChainError: naming the place.
+
+    """
     try:
         event = ChainedEvent.model_validate_json(line)
     except ValidationError as error:
         raise ChainError(f"{where} is not an event of this log: {error}") from error
     # A repeated key or white space would pass the hash, which is over what was parsed.
-    if _line(event) != line:
+    if event.line() != line:
         raise ChainError(f"{where} was changed: it is not written as this log writes its events")
     return event

@@ -142,14 +142,24 @@ class KernelQuery(Contract):
     blueprint_id: Sha256 | None = None
     required_tags: frozenset[str] = frozenset()
     excluded_tags: frozenset[str] = frozenset()
+    preferred_tags: frozenset[str] = frozenset()
+    """Kernels that have more of these come first."""
+    text: str = Field(default="", max_length=200)
+    """Words that must all be parts of the blueprint's name or description or of a tag, in any case."""
     max_latency_us: float | None = Field(default=None, gt=0)
     max_memory_bytes: int | None = Field(default=None, gt=0)
     max_parameters: int | None = Field(default=None, gt=0)
-    order_by: Literal["kernel_id", "num_parameters", "latency_us", "created_at"] = "kernel_id"
-    """Ascending; ties by `kernel_id`."""
+    order_by: Literal[
+        "kernel_id", "num_parameters", "latency_us", "memory_bytes", "flops", "created_at"
+    ] = "kernel_id"
+    """Ascending, what nobody measured last; ties by `kernel_id`, ascending."""
+    descending: bool = False
+    """Largest first; what nobody measured still comes last."""
     limit: int = Field(default=100, ge=1, le=1000)
+    after: str | None = Field(default=None, max_length=500)
+    """Where the page before ended: its `next`."""
 
-    @field_serializer("required_tags", "excluded_tags", when_used="json")
+    @field_serializer("required_tags", "excluded_tags", "preferred_tags", when_used="json")
     def _sort_tags(self, tags: frozenset[str]) -> list[str]:
         # The order of a set differs between processes; equal queries have one canonical form.
         return sorted(tags)

@@ -1,8 +1,8 @@
 """The ports: how the parts of Esper meet without importing each other.
 
 Each backend package implements one and registers a factory as an entry point (see `registry`); the
-port of the message bus is in `bus_port`. Methods raise `EsperError` children only; a driver's own
-exceptions are wrapped at the boundary.
+ports of the message bus and of the library are in `bus_port` and `library_port`. Methods raise
+`EsperError` children only; a driver's own exceptions are wrapped at the boundary.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from esper.contracts.blueprints import Blueprint, BlueprintIR
+from esper.contracts.blueprints import BlueprintIR
 from esper.contracts.bus_port import Bus
-from esper.contracts.kernels import (
-    CompiledKernelArtifact,
-    Endorsement,
-    KernelQuery,
-    ValidationReport,
-)
+from esper.contracts.kernels import CompiledKernelArtifact
+from esper.contracts.library_port import Library
 from esper.contracts.messages import Payload, TopicNames
 from esper.contracts.operational import (
-    FieldReport,
     HealthSignal,
     KasminaCommand,
     SeedEvent,
@@ -68,89 +63,6 @@ class ArtifactStore(Protocol):
             ArtifactIntegrityError: if the stored bytes do not match.
 
         """
-        ...
-
-
-class Library(Protocol):
-    """Blueprints, kernels, reports and outcomes; thread-safe. Urza implements it."""
-
-    def open(self) -> None:
-        """Connect (the artifact store too) and bring the schema up to date.
-
-        Raises:
-            BackendUnavailableError: if the database cannot be reached or refuses the credentials.
-
-        """
-        ...
-
-    def close(self) -> None:
-        """Release connections, the artifact store's too."""
-        ...
-
-    def submit_blueprint(self, ir: BlueprintIR) -> Blueprint:
-        """File a design under its content hash; the same design twice is one."""
-        ...
-
-    def get_blueprint(self, blueprint_id: str) -> Blueprint:
-        """Return one blueprint. Raises `NotFoundError`."""
-        ...
-
-    def list_blueprints(self) -> Sequence[Blueprint]:
-        """Return all blueprints, ordered by id."""
-        ...
-
-    def register_kernel(
-        self, kernel: CompiledKernelArtifact, blob: bytes
-    ) -> CompiledKernelArtifact:
-        """Store the bytes, then the record (status COMPILED); return the record on file.
-
-        Registering a kernel again verifies the stored bytes and returns the record as it stands.
-
-        Raises:
-            ArtifactIntegrityError: if `kernel_id` is not the sha256 of `blob`, or if the bytes
-                already stored under it are not these.
-            NotFoundError: if its blueprint is not on file.
-
-        """
-        ...
-
-    def get_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
-        """Return one kernel's record with its latest report. Raises `NotFoundError`."""
-        ...
-
-    def read_artifact(self, kernel_id: str) -> bytes:
-        """Return a kernel's bytes, verified against the hash.
-
-        Raises:
-            NotFoundError: if the kernel or its bytes are missing.
-            ArtifactIntegrityError: if the bytes were changed.
-
-        """
-        ...
-
-    def record_validation(
-        self, report: ValidationReport, endorsement: Endorsement | None
-    ) -> CompiledKernelArtifact:
-        """File a report and set the kernel VALIDATED (with its endorsement) or REJECTED.
-
-        Raises:
-            NotFoundError: if the kernel is not on file.
-            IllegalTransitionError: if the kernel is archived, or `endorsement` is given exactly
-                when the report did not pass.
-
-        """
-        ...
-
-    def query(self, query: KernelQuery) -> Sequence[CompiledKernelArtifact]:
-        """Return the kernels that match, in the query's order."""
-        ...
-
-    def record_field_report(self, report: FieldReport) -> None:
-        """File an outcome; the same `report_id` twice is one."""
-        ...
-
-    def field_reports(self, run_id: str) -> Sequence[FieldReport]:
-        """Return the outcomes of one run, oldest first."""
         ...
 
 

@@ -4,6 +4,7 @@
 `translated`.
 """
 
+import re
 import sqlite3
 import time
 from collections.abc import Generator
@@ -14,10 +15,16 @@ from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from esper.contracts import BackendUnavailableError, ConfigError, EsperError, MessageError
+from esper.contracts import (
+    BackendUnavailableError,
+    ConfigError,
+    EsperError,
+    IllegalTransitionError,
+    MessageError,
+)
 
 _LOCK_SECONDS = 15
 """How long a writer waits for another one of the same SQLite file."""
@@ -134,6 +141,10 @@ def _translate(url: sa.URL, error: SQLAlchemyError) -> EsperError:
     said = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
     for secret in _secrets(url):
         said = said.replace(secret, "***")
+    if isinstance(error, IntegrityError) and (refused := re.search(r"a row of \w+ [^\n]*", said)):
+        return IllegalTransitionError(
+            f"the library ({place(url)}) refused a change: {refused[0]}; nothing was changed"
+        )
     if isinstance(error, DataError):
         return MessageError(f"the library ({place(url)}) cannot store this value: {said}")
     if isinstance(error, PoolTimeoutError):

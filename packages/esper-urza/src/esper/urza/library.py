@@ -1,37 +1,49 @@
 """Urza: the library of blueprints, kernels, reports and outcomes, on SQLite or PostgreSQL.
 
 Tezzeret and Urabrask file their results here, Tamiyo queries it; kernels' bytes go through an
-`ArtifactStore`. Implements the port `esper.contracts.ports.Library`.
+`ArtifactStore`. Every change and the event that records it are one transaction. Implements the port
+`esper.contracts.library_port.Library`; the statements are in `tables`, `queries`, `claims` and `audit`.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from esper.contracts import (
+    LIBRARY_CHAIN,
     ArtifactIntegrityError,
     ArtifactStore,
     BackendUnavailableError,
     Blueprint,
     BlueprintIR,
+    BlueprintPage,
+    BlueprintQuery,
     BlueprintStatus,
+    ChainedEvent,
     CompiledKernelArtifact,
     Endorsement,
     FieldReport,
     IllegalTransitionError,
+    KernelPage,
     KernelQuery,
     KernelStatus,
     NotFoundError,
     ValidationReport,
+    ValidatorKey,
+    run_chain,
     sha256_hex,
 )
-from esper.urza import records
+from esper.urza import audit, claims, queries, records, tables, validators
 from esper.urza.engine import WRITES, make_engine, parse_url, place, translated
 from esper.urza.migrate import upgrade
-from esper.urza.schema import blueprints, field_reports, kernel_tags, kernels, validation_reports
+from esper.urza.schema import (
+    blueprints,
+    field_reports,
+    kernels,
+    validation_reports,
+    validator_keys,
+)
 
 
 class SqlLibrary:
@@ -73,19 +85,66 @@ class SqlLibrary:
         """File a design under its content hash; the same design twice is one."""
         blueprint = Blueprint.from_ir(ir)
         with self._writing() as connection:
-            _insert_once(connection, blueprints, records.blueprint_row(blueprint))
-            return _read_blueprint(connection, blueprint.blueprint_id)
+            if tables.insert_once(connection, blueprints, records.blueprint_row(blueprint)):
+                submitted = {"blueprint_id": blueprint.blueprint_id, "name": ir.name}
+                audit.append(connection, LIBRARY_CHAIN, [("blueprint_submitted", submitted)])
+            return tables.read_blueprint(connection, blueprint.blueprint_id)
 
     def get_blueprint(self, blueprint_id: str) -> Blueprint:
         """Return one blueprint. Raises `NotFoundError`."""
         with self._reading() as connection:
-            return _read_blueprint(connection, blueprint_id)
+            return tables.read_blueprint(connection, blueprint_id)
 
     def list_blueprints(self) -> Sequence[Blueprint]:
         """Return all blueprints, ordered by id."""
         with self._reading() as connection:
             rows = connection.execute(sa.select(blueprints).order_by(blueprints.c.blueprint_id))
             return [records.to_blueprint(row) for row in rows]
+
+    def find_blueprints(self, query: BlueprintQuery) -> BlueprintPage:
+        """Return the blueprints that match, ordered by id, a page at a time."""
+        with self._reading() as connection:
+            rows = connection.execute(queries.select_blueprints(query)).all()
+        items = tuple(records.to_blueprint(row) for row in rows[: query.limit])
+        return BlueprintPage(
+            items=items, next=items[-1].blueprint_id if len(rows) > query.limit else None
+        )
+
+    def archive_blueprint(self, blueprint_id: str) -> Blueprint:
+        """Set a blueprint ARCHIVED; again is harmless. Raises `NotFoundError`."""
+        with self._writing() as connection:
+            tables.read_blueprint(connection, blueprint_id)
+            tables.archive(connection, blueprints, blueprint_id)
+            return tables.read_blueprint(connection, blueprint_id)
+
+    def claim_blueprint(self, holder: str, *, lease_seconds: float) -> Blueprint | None:
+        """Claim the oldest SUBMITTED blueprint that nobody holds; None if there is none."""
+        claims.check_claim(holder, lease_seconds)
+        with self._writing() as connection:
+            claim = claims.claim(blueprints, holder, lease_seconds, connection.dialect)
+            blueprint_id: str | None = connection.execute(claim).scalar()
+            return None if blueprint_id is None else tables.read_blueprint(connection, blueprint_id)
+
+    def claim_kernel(self, holder: str, *, lease_seconds: float) -> CompiledKernelArtifact | None:
+        """Claim the oldest COMPILED kernel that nobody holds; None if there is none."""
+        claims.check_claim(holder, lease_seconds)
+        with self._writing() as connection:
+            claim = claims.claim(kernels, holder, lease_seconds, connection.dialect)
+            kernel_id: str | None = connection.execute(claim).scalar()
+            return None if kernel_id is None else tables.read_kernel(connection, kernel_id)
+
+    def renew_claim(self, subject_id: str, holder: str, *, lease_seconds: float) -> bool:
+        """Hold a claimed blueprint or kernel for longer; tell whether it was still held."""
+        claims.check_claim(holder, lease_seconds)
+        with self._writing() as connection:
+            renewals = claims.renew(subject_id, holder, lease_seconds, connection.dialect)
+            return any([connection.execute(renewal).rowcount for renewal in renewals])
+
+    def release_claim(self, subject_id: str, holder: str) -> bool:
+        """Let others claim it at once; tell whether it was held."""
+        with self._writing() as connection:
+            releases = claims.release(subject_id, holder)
+            return any([connection.execute(release).rowcount for release in releases])
 
     def register_kernel(
         self, kernel: CompiledKernelArtifact, blob: bytes
@@ -98,28 +157,38 @@ class SqlLibrary:
             ArtifactIntegrityError: if `kernel_id` or `size_bytes` is not that of `blob`, or if the
                 bytes already stored under it are not these.
             NotFoundError: if its blueprint is not on file.
+            IllegalTransitionError: if its blueprint is archived.
 
         """
-        _check_blob(kernel, blob)
-        self.get_blueprint(kernel.blueprint_id)
-        self._artifacts.put(blob)  # first, so that no row ever points to missing bytes
+        (registered,) = self.register_kernels([(kernel, blob)])
+        return registered
+
+    def register_kernels(
+        self, kernels: Iterable[tuple[CompiledKernelArtifact, bytes]]
+    ) -> Sequence[CompiledKernelArtifact]:
+        """Register many in one transaction: all of them or, if one is refused, none.
+
+        Raises:
+            EsperError: as `register_kernel`; no record is filed then, though some bytes may be stored.
+
+        """
+        given = list(kernels)
+        for kernel, blob in given:
+            _check_blob(kernel, blob)
+        designs = self._designs({kernel.blueprint_id for kernel, _ in given})
+        for _, blob in given:
+            self._artifacts.put(blob)  # first, so that no row ever points to missing bytes
         with self._writing() as connection:
-            if _insert_once(connection, kernels, records.kernel_row(kernel)):
-                _index_tags(connection, kernel.kernel_id, records.all_tags(kernel.tags, None))
-                connection.execute(
-                    sa.update(blueprints)
-                    .where(
-                        blueprints.c.blueprint_id == kernel.blueprint_id,
-                        blueprints.c.status == BlueprintStatus.SUBMITTED.value,
-                    )
-                    .values(status=BlueprintStatus.COMPILED.value)
-                )
-            return _read_kernel(connection, kernel.kernel_id)
+            rows = [records.kernel_row(kernel, designs[kernel.blueprint_id]) for kernel, _ in given]
+            registered = tables.register(connection, rows)
+            if registered:
+                audit.append(connection, LIBRARY_CHAIN, [("kernels_registered", registered)])
+            return tables.read_kernels(connection, [kernel.kernel_id for kernel, _ in given])
 
     def get_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
         """Return one kernel's record with its latest report. Raises `NotFoundError`."""
         with self._reading() as connection:
-            return _read_kernel(connection, kernel_id)
+            return tables.read_kernel(connection, kernel_id)
 
     def read_artifact(self, kernel_id: str) -> bytes:
         """Return a kernel's bytes, verified against the hash.
@@ -130,6 +199,54 @@ class SqlLibrary:
 
         """
         return self._artifacts.get(self.get_kernel(kernel_id).kernel_id)
+
+    def enroll_validator(self, public_key: bytes, *, name: str) -> ValidatorKey:
+        """Accept endorsements that verify with this Ed25519 key (32 bytes); again is harmless.
+
+        Raises:
+            ConfigError: if it is no such key, or has no name.
+            IllegalTransitionError: if the key was revoked.
+
+        """
+        key = validators.new_key(public_key, name)
+        with self._writing() as connection:
+            if tables.insert_once(connection, validator_keys, key.model_dump()):
+                enrolled = {"key_id": key.key_id, "public_key": key.public_key, "name": name}
+                audit.append(connection, LIBRARY_CHAIN, [("validator_enrolled", enrolled)])
+            found = tables.find_key(connection, key.key_id)
+        assert found is not None
+        if found.revoked_at is not None:
+            raise IllegalTransitionError(
+                f"the key {found.key_id[:12]} of {found.name!r} was revoked on "
+                f"{found.revoked_at:%Y-%m-%d} and is not accepted again; make a new one"
+            )
+        return found
+
+    def revoke_validator(self, key_id: str) -> ValidatorKey:
+        """Accept no more endorsements of a key; what it endorsed is COMPILED again, to be judged anew.
+
+        Raises:
+            NotFoundError: if there is no such key.
+
+        """
+        with self._writing() as connection:
+            if tables.revoke_key(connection, key_id):
+                again = tables.withdraw_endorsements(connection, key_id)
+                revoked = {"key_id": key_id, "kernels_to_judge_again": again}
+                audit.append(connection, LIBRARY_CHAIN, [("validator_revoked", revoked)])
+            found = tables.find_key(connection, key_id)
+        if found is None:
+            raise NotFoundError(
+                f"there is no validator's key {key_id!r} in the library ({place(self._url)})"
+            )
+        return found
+
+    def validator_keys(self) -> Sequence[ValidatorKey]:
+        """Return every key that was ever enrolled, oldest first."""
+        with self._reading() as connection:
+            order = (validator_keys.c.enrolled_at, validator_keys.c.key_id)
+            rows = connection.execute(sa.select(validator_keys).order_by(*order))
+            return [records.to_validator_key(row) for row in rows]
 
     def record_validation(
         self, report: ValidationReport, endorsement: Endorsement | None
@@ -142,48 +259,98 @@ class SqlLibrary:
             NotFoundError: if the kernel is not on file.
             IllegalTransitionError: if the kernel is archived, or `endorsement` is given exactly
                 when the report did not pass.
+            KernelRejectedError: if the endorsement does not verify with an enrolled key.
 
         """
-        _check_endorsement(report, endorsement)
+        validators.check_presence(report, endorsement)
         with self._writing() as connection:
-            before = _lock_kernel(connection, report.kernel_id)
-            is_new = _insert_once(connection, validation_reports, records.validation_row(report))
-            if is_new or before.report_id == report.report_id:
-                changed = connection.execute(
-                    sa.update(kernels)
-                    .where(
-                        kernels.c.kernel_id == report.kernel_id,
-                        kernels.c.status != KernelStatus.ARCHIVED.value,
-                    )
-                    .values(records.verdict(report, endorsement))
-                )
-                if not changed.rowcount:
+            before = tables.lock_kernel(connection, report.kernel_id)
+            if endorsement is not None:
+                kernel = tables.read_kernel(connection, report.kernel_id)
+                key = tables.find_key(connection, endorsement.key_id)
+                validators.check_endorsement(kernel, endorsement, key)
+            row = records.validation_row(report)
+            is_new = tables.insert_once(connection, validation_reports, row)
+            if is_new or tables.is_endorsed_anew(before, report, endorsement):
+                if before.status == KernelStatus.ARCHIVED.value:
                     raise IllegalTransitionError(
                         f"kernel {report.kernel_id} is ARCHIVED and takes no more verdicts; "
                         "forge it again under a changed blueprint"
                     )
-                _index_tags(connection, report.kernel_id, records.all_tags(before.tags, report))
-            return _read_kernel(connection, report.kernel_id)
+                tables.judge(connection, before, report, endorsement)
+                judged = records.verdict_event(report, endorsement)
+                audit.append(connection, LIBRARY_CHAIN, [("kernel_judged", judged)])
+            return tables.read_kernel(connection, report.kernel_id)
+
+    def archive_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
+        """Set a kernel ARCHIVED; again is harmless. Raises `NotFoundError`."""
+        with self._writing() as connection:
+            tables.lock_kernel(connection, kernel_id)
+            tables.archive(connection, kernels, kernel_id)
+            return tables.read_kernel(connection, kernel_id)
 
     def query(self, query: KernelQuery) -> Sequence[CompiledKernelArtifact]:
-        """Return the kernels that match, in the query's order.
+        """Return the kernels that match, in the query's order; the first page of them.
 
         A limit on latency or memory leaves out kernels that nobody measured yet.
         """
+        return list(self.find_kernels(query).items)
+
+    def find_kernels(self, query: KernelQuery) -> KernelPage:
+        """Return the kernels that match, a page at a time.
+
+        Raises:
+            ConfigError: if `after` is not what a page of such a query ended with.
+
+        """
         with self._reading() as connection:
-            rows = connection.execute(records.select_matching(query))
-            return [records.to_kernel(row) for row in rows]
+            found = queries.select_matching(query, connection.dialect)
+            rows = connection.execute(found).all()
+        page = rows[: query.limit]
+        return KernelPage(
+            items=tuple(records.to_kernel(row) for row in page),
+            next=queries.cursor_behind(query, page[-1]) if len(rows) > query.limit else None,
+        )
 
     def record_field_report(self, report: FieldReport) -> None:
         """File an outcome; the same `report_id` twice is one."""
         with self._writing() as connection:
-            _insert_once(connection, field_reports, records.field_report_row(report))
+            if tables.insert_once(connection, field_reports, records.field_report_row(report)):
+                outcome = records.outcome_event(report)
+                audit.append(connection, run_chain(report.run_id), [("outcome_filed", outcome)])
 
     def field_reports(self, run_id: str) -> Sequence[FieldReport]:
         """Return the outcomes of one run, oldest first."""
         with self._reading() as connection:
-            rows = connection.execute(records.select_field_reports(run_id))
+            rows = connection.execute(queries.select_field_reports(run_id))
             return [records.to_field_report(row) for row in rows]
+
+    def chains(self) -> Sequence[str]:
+        """Return the names of all chains of events."""
+        with self._reading() as connection:
+            return audit.names(connection)
+
+    def events(self, chain: str = LIBRARY_CHAIN, *, since: int = 0) -> Iterator[ChainedEvent]:
+        """Yield a chain's events from `seq` `since` on, oldest first, as they were filed."""
+        while True:
+            with self._reading() as connection:
+                found = audit.read(connection, chain, since)
+            if not found:
+                return
+            yield from found
+            since = found[-1].seq + 1
+
+    def _designs(self, blueprint_ids: Collection[str]) -> dict[str, BlueprintIR]:
+        """Return the designs of blueprints of which kernels may be registered."""
+        with self._reading() as connection:
+            found = [tables.read_blueprint(connection, each) for each in sorted(blueprint_ids)]
+        for blueprint in found:
+            if blueprint.status is BlueprintStatus.ARCHIVED:
+                raise IllegalTransitionError(
+                    f"blueprint {blueprint.blueprint_id} ({blueprint.ir.name!r}) is ARCHIVED and takes "
+                    "no more kernels; submit a changed design"
+                )
+        return {blueprint.blueprint_id: blueprint.ir for blueprint in found}
 
     @contextmanager
     def _reading(self) -> Generator[sa.Connection]:
@@ -229,66 +396,3 @@ def _check_blob(kernel: CompiledKernelArtifact, blob: bytes) -> None:
             f"kernel {kernel.kernel_id} says size_bytes={kernel.size_bytes}, but the bytes given "
             f"with it are {len(blob)}"
         )
-
-
-def _check_endorsement(report: ValidationReport, endorsement: Endorsement | None) -> None:
-    if report.passed and endorsement is None:
-        raise IllegalTransitionError(
-            f"report {report.report_id} passed kernel {report.kernel_id}, but no endorsement came "
-            "with it; only an endorsed kernel becomes VALIDATED"
-        )
-    if not report.passed and endorsement is not None:
-        raise IllegalTransitionError(
-            f"report {report.report_id} did not pass kernel {report.kernel_id}, but an endorsement "
-            "came with it; a REJECTED kernel has none"
-        )
-
-
-def _insert_once(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> bool:
-    """Insert `row` unless its primary key is taken; tell whether it was inserted."""
-    is_postgresql = connection.dialect.name == "postgresql"
-    insert = postgresql.insert(table) if is_postgresql else sqlite.insert(table)
-    statement = insert.values(row).on_conflict_do_nothing().returning(*table.primary_key.columns)
-    return connection.execute(statement).first() is not None
-
-
-def _index_tags(connection: sa.Connection, kernel_id: str, tags: Sequence[str]) -> None:
-    connection.execute(sa.delete(kernel_tags).where(kernel_tags.c.kernel_id == kernel_id))
-    if tags:
-        rows = [{"kernel_id": kernel_id, "tag": tag} for tag in tags]
-        connection.execute(sa.insert(kernel_tags), rows)
-
-
-def _read_blueprint(connection: sa.Connection, blueprint_id: str) -> Blueprint:
-    found = sa.select(blueprints).where(blueprints.c.blueprint_id == blueprint_id)
-    row = connection.execute(found).one_or_none()
-    if row is None:
-        raise NotFoundError(
-            f"blueprint {blueprint_id!r} is not in the library "
-            f"({place(connection.engine.url)}); submit it first"
-        )
-    return records.to_blueprint(row)
-
-
-def _read_kernel(connection: sa.Connection, kernel_id: str) -> CompiledKernelArtifact:
-    found = records.select_kernels().where(kernels.c.kernel_id == kernel_id)
-    row = connection.execute(found).one_or_none()
-    if row is None:
-        raise _no_kernel(connection, kernel_id)
-    return records.to_kernel(row)
-
-
-def _lock_kernel(connection: sa.Connection, kernel_id: str) -> records.Row:
-    """Return the kernel's row and keep other verdicts waiting until the transaction ends."""
-    found = sa.select(kernels.c.report_id, kernels.c.tags).where(kernels.c.kernel_id == kernel_id)
-    row = connection.execute(found.with_for_update()).one_or_none()
-    if row is None:
-        raise _no_kernel(connection, kernel_id)
-    return row
-
-
-def _no_kernel(connection: sa.Connection, kernel_id: str) -> NotFoundError:
-    return NotFoundError(
-        f"kernel {kernel_id!r} is not in the library ({place(connection.engine.url)}); "
-        "register it first"
-    )

@@ -1,11 +1,12 @@
 """Between the contracts and the tables: what becomes a column, and back.
 
-`library` executes; this module only converts. Records are validated again when they are read, so a
-row that somebody edited by hand is reported instead of used.
+`library` executes and `queries` asks; this module only converts. Records are validated again when they
+are read, so a row that somebody edited by hand is reported instead of used.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,18 +20,16 @@ from esper.contracts import (
     Contract,
     Endorsement,
     FieldReport,
-    KernelQuery,
     KernelSignature,
     KernelStatus,
     ValidationReport,
+    ValidatorKey,
+    canonical_json,
+    sha256_hex,
 )
-from esper.urza.schema import field_reports, kernel_tags, kernels, validation_reports
 
 type Row = sa.Row[*tuple[Any, ...]]
 """One row, whatever its columns."""
-
-_LARGEST = 2**63 - 1
-"""What fits a BIGINT."""
 
 
 def _as_json(record: Contract) -> Any:
@@ -47,10 +46,16 @@ def blueprint_row(blueprint: Blueprint) -> dict[str, Any]:
         "status": blueprint.status.value,
         "ir": _as_json(blueprint.ir),
         "created_at": blueprint.created_at,
+        "search": described(blueprint.ir),
     }
 
 
-def kernel_row(kernel: CompiledKernelArtifact) -> dict[str, Any]:
+def described(ir: BlueprintIR) -> str:
+    """Return what a free-text search looks through."""
+    return f"{ir.name} {ir.description}".lower()
+
+
+def kernel_row(kernel: CompiledKernelArtifact, ir: BlueprintIR) -> dict[str, Any]:
     """Return the columns of a kernel that nobody has judged yet."""
     return {
         "kernel_id": kernel.kernel_id,
@@ -65,6 +70,62 @@ def kernel_row(kernel: CompiledKernelArtifact) -> dict[str, Any]:
         "status": KernelStatus.COMPILED.value,
         "tags": list(kernel.tags),
         "created_at": kernel.created_at,
+        **tag_columns(all_tags(kernel.tags, None), ir),
+    }
+
+
+def tag_columns(tags: Sequence[str], ir: BlueprintIR) -> dict[str, Any]:
+    """Return the columns of a kernel that its tags decide."""
+    return {"all_tags": list(tags), "search": " ".join((described(ir), *tags)).lower()}
+
+
+_LASTING = (
+    "kernel_id",
+    "blueprint_id",
+    "blueprint_name",
+    "kind",
+    "features",
+    "dtype",
+    "device",
+    "size_bytes",
+    "num_parameters",
+    "tags",
+    "created_at",
+)
+"""The columns of a kernel that never change."""
+
+
+def fingerprint(row: Mapping[str, Any]) -> str:
+    """Return the sha256 of what never changes in a kernel's row, as the record of events keeps it."""
+    lasting = {column: row[column] for column in _LASTING}
+    lasting["created_at"] = row["created_at"].astimezone(UTC).isoformat()
+    return sha256_hex(canonical_json(lasting))
+
+
+def report_fingerprint(content: Any) -> str:
+    """Return the sha256 of a report as the database keeps it, for the record of events."""
+    return sha256_hex(canonical_json(content))
+
+
+def verdict_event(report: ValidationReport, endorsement: Endorsement | None) -> dict[str, Any]:
+    """Return what the record of events says of a verdict."""
+    return {
+        "kernel_id": report.kernel_id,
+        "report_id": report.report_id,
+        "validator_id": report.validator_id,
+        "passed": report.passed,
+        "report": report_fingerprint(_as_json(report)),
+        "endorsement": None if endorsement is None else endorsement.model_dump(),
+    }
+
+
+def outcome_event(report: FieldReport) -> dict[str, Any]:
+    """Return what the record of events says of an outcome."""
+    return {
+        "report_id": report.report_id,
+        "kernel_id": report.kernel_id,
+        "outcome": report.outcome.value,
+        "report": report_fingerprint(_as_json(report)),
     }
 
 
@@ -86,6 +147,9 @@ def verdict(report: ValidationReport, endorsement: Endorsement | None) -> dict[s
         "report_id": report.report_id,
         "latency_us": report.latency_us,
         "memory_bytes": report.memory_bytes,
+        "flops": report.flops,
+        "lease_holder": None,
+        "lease_until": None,
         "endorsement_key_id": None if endorsement is None else endorsement.key_id,
         "endorsement_signature": None if endorsement is None else endorsement.signature,
     }
@@ -152,6 +216,20 @@ def to_field_report(row: Row) -> FieldReport:
     )
 
 
+def to_validator_key(row: Row) -> ValidatorKey:
+    """Return the key in a row of `validator_keys`."""
+    return _validated(
+        f"validator key {row.key_id}",
+        lambda: ValidatorKey(
+            key_id=row.key_id,
+            public_key=row.public_key,
+            name=row.name,
+            enrolled_at=row.enrolled_at,
+            revoked_at=row.revoked_at,
+        ),
+    )
+
+
 def _validated[Record: Contract](described: str, build: Callable[[], Record]) -> Record:
     try:
         return build()
@@ -165,58 +243,3 @@ def _validated[Record: Contract](described: str, build: Callable[[], Record]) ->
 def all_tags(own: Sequence[str], report: ValidationReport | None) -> tuple[str, ...]:
     """Return a kernel's tags: those it was registered with, then those of its latest report."""
     return tuple(dict.fromkeys((*own, *(() if report is None else report.tags))))
-
-
-def select_kernels() -> sa.Select[Any]:
-    """Return the statement for kernels with their latest reports."""
-    latest = sa.and_(
-        validation_reports.c.kernel_id == kernels.c.kernel_id,
-        validation_reports.c.report_id == kernels.c.report_id,
-    )
-    return sa.select(kernels, validation_reports.c.content).outerjoin(validation_reports, latest)
-
-
-def select_matching(query: KernelQuery) -> sa.Select[Any]:
-    """Return the statement for the kernels that `query` asks for, in its order."""
-    column = kernels.c
-    found = select_kernels()
-    if query.signature is not None:
-        found = found.where(
-            column.kind == query.signature.kind.value,
-            column.features == query.signature.features,
-            column.dtype == query.signature.dtype,
-            column.device == query.signature.device,
-        )
-    if query.status is not None:
-        found = found.where(column.status == query.status.value)
-    if query.blueprint_id is not None:
-        found = found.where(column.blueprint_id == query.blueprint_id)
-    for tag in sorted(query.required_tags):
-        found = found.where(_has_tag([tag]))
-    if query.excluded_tags:
-        found = found.where(~_has_tag(sorted(query.excluded_tags)))
-    if query.max_latency_us is not None:
-        found = found.where(column.latency_us <= query.max_latency_us)
-    if query.max_memory_bytes is not None:
-        found = found.where(column.memory_bytes <= min(query.max_memory_bytes, _LARGEST))
-    if query.max_parameters is not None:
-        found = found.where(column.num_parameters <= min(query.max_parameters, _LARGEST))
-    order = column[query.order_by].asc().nulls_last()  # a kernel nobody measured comes last
-    return found.order_by(order, column.kernel_id).limit(query.limit)
-
-
-def _has_tag(tags: Sequence[str]) -> sa.Exists:
-    return (
-        sa.select(kernel_tags.c.tag)
-        .where(kernel_tags.c.kernel_id == kernels.c.kernel_id, kernel_tags.c.tag.in_(tags))
-        .exists()
-    )
-
-
-def select_field_reports(run_id: str) -> sa.Select[Any]:
-    """Return the statement for the outcomes of one run, oldest first."""
-    return (
-        sa.select(field_reports)
-        .where(field_reports.c.run_id == run_id)
-        .order_by(field_reports.c.at, field_reports.c.report_id)
-    )

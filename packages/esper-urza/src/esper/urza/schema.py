@@ -1,14 +1,16 @@
 """The library's tables, the same on SQLite and PostgreSQL.
 
-`library` reads and writes them, the scripts in `migrations/versions` create them; a test fails when
-the two drift apart. What is searched or guarded is a column, the rest of a record is JSON.
+`library` reads and writes them, the scripts in `migrations/versions` create them, with the triggers
+that guard them; a test fails when the two drift apart. What is searched or guarded is a column, the rest
+of a record is JSON.
 """
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import override
+from typing import Any, override
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from esper.contracts import BlueprintStatus, KernelStatus, SeedState, SiteKind
 
@@ -43,13 +45,37 @@ def _one_of(column: str, values: tuple[StrEnum, ...], *, table: str) -> sa.Check
     return sa.CheckConstraint(f"{column} IN ({listed})", name=f"ck_{table}_{column}_known")
 
 
-metadata = sa.MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_name)s",
-    }
-)
+_NAMING = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+}
+
+metadata = sa.MetaData(naming_convention=_NAMING)
+"""The tables of every library."""
+
+sqlite_metadata = sa.MetaData(naming_convention=_NAMING)
+"""What a library on SQLite has besides."""
+
+
+def metadata_of(dialect: sa.Dialect) -> list[sa.MetaData]:
+    """Return everything that a database of this kind holds."""
+    return [metadata, sqlite_metadata] if dialect.name == "sqlite" else [metadata]
+
+
+def is_part(item: Any, _name: str | None, _kind: str, _reflected: bool, _compared: Any) -> bool:
+    """Tell Alembic what to compare: not the index that PostgreSQL alone has."""
+    return getattr(item, "name", None) != "ix_kernels_all_tags"
+
+
+def _lease() -> list[sa.Column[Any]]:
+    """Return the columns of who works on a row, until when, and which time it is that somebody does."""
+    return [
+        sa.Column("lease_holder", sa.Text),
+        sa.Column("lease_until", UtcDateTime),
+        sa.Column("num_claims", sa.Integer, nullable=False, server_default="0"),
+    ]
+
 
 blueprints = sa.Table(
     "blueprints",
@@ -60,8 +86,17 @@ blueprints = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("ir", sa.JSON, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("search", sa.Text, nullable=False, server_default=""),  # in lower case
+    *_lease(),
     _one_of("kind", tuple(SiteKind), table="blueprints"),
     _one_of("status", tuple(BlueprintStatus), table="blueprints"),
+)
+sa.Index(
+    "ix_blueprints_waiting",
+    blueprints.c.created_at,
+    blueprints.c.blueprint_id,
+    sqlite_where=blueprints.c.status == "SUBMITTED",
+    postgresql_where=blueprints.c.status == "SUBMITTED",
 )
 
 kernels = sa.Table(
@@ -87,6 +122,11 @@ kernels = sa.Table(
     sa.Column("memory_bytes", sa.BigInteger),
     sa.Column("endorsement_key_id", sa.String(64)),
     sa.Column("endorsement_signature", sa.String(128)),
+    sa.Column("flops", sa.BigInteger),
+    # Its own tags and those of its latest report: on PostgreSQL this is what is searched.
+    sa.Column("all_tags", sa.JSON().with_variant(postgresql.ARRAY(sa.Text), "postgresql")),
+    sa.Column("search", sa.Text, nullable=False, server_default=""),  # in lower case
+    *_lease(),
     sa.ForeignKeyConstraint(
         ["kernel_id", "report_id"],
         ["validation_reports.kernel_id", "validation_reports.report_id"],
@@ -102,16 +142,29 @@ kernels = sa.Table(
     ),
     sa.Index("ix_kernels_signature", "kind", "features", "dtype", "device", "status"),
     sa.Index("ix_kernels_blueprint_id", "blueprint_id"),
+    sa.Index("ix_kernels_all_tags", "all_tags", postgresql_using="gin").ddl_if("postgresql"),
+)
+sa.Index(
+    "ix_kernels_waiting",
+    kernels.c.created_at,
+    kernels.c.kernel_id,
+    sqlite_where=kernels.c.status == "COMPILED",
+    postgresql_where=kernels.c.status == "COMPILED",
 )
 
 kernel_tags = sa.Table(
     "kernel_tags",
-    metadata,
-    sa.Column("kernel_id", sa.String(64), sa.ForeignKey("kernels.kernel_id"), primary_key=True),
+    sqlite_metadata,
+    sa.Column(
+        "kernel_id",
+        sa.String(64),
+        sa.ForeignKey(kernels.c.kernel_id, name="fk_kernel_tags_kernel_id"),
+        primary_key=True,
+    ),
     sa.Column("tag", sa.Text, primary_key=True),
     sa.Index("ix_kernel_tags_tag", "tag", "kernel_id"),
 )
-"""A kernel's own tags and those of its latest report, for searching."""
+"""The tags in `kernels.all_tags`, for searching; SQLite has no index on lists."""
 
 validation_reports = sa.Table(
     "validation_reports",
@@ -137,3 +190,25 @@ field_reports = sa.Table(
     sa.Index("ix_field_reports_run_id", "run_id", "at"),
     sa.Index("ix_field_reports_kernel_id", "kernel_id"),
 )
+
+validator_keys = sa.Table(
+    "validator_keys",
+    metadata,
+    sa.Column("key_id", sa.String(64), primary_key=True),
+    sa.Column("public_key", sa.String(64), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("enrolled_at", UtcDateTime, nullable=False),
+    sa.Column("revoked_at", UtcDateTime),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("chain", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("line", sa.Text, nullable=False),  # all of it, as `contracts.chain` writes it
+)
+"""Hash-chained and append-only: what happened, in the form that anybody can verify."""

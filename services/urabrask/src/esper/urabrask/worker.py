@@ -58,6 +58,7 @@ class Urabrask:
         Raises:
             NotFoundError: if the kernel is not in the library.
             ArtifactIntegrityError: if its stored bytes were changed.
+            IllegalTransitionError: if this crucible's key was revoked in the library.
             MessageError: if `payload` is something else.
 
         """
@@ -70,6 +71,8 @@ class Urabrask:
             return [KernelCharacterized(report=report, endorsement=kernel.endorsement)]
         report = judge(kernel, blob, validator_id=self._validator_id)
         endorsement = self._key.endorse(kernel.statement()) if report.passed else None
+        if endorsement is not None:  # the library accepts those of enrolled keys only
+            self._library.enroll_validator(self._key.public_key, name=self._validator_id)
         self._library.record_validation(report, endorsement)
         failed = [check.name for check in report.checks if not check.passed]
         _log.info(

@@ -12,18 +12,24 @@ from esper.contracts import EsperError
 from esper.contracts.settings import load_settings
 from esper.urza.engine import make_engine, parse_url, translated
 from esper.urza.migrate import exclusive
-from esper.urza.schema import metadata
+from esper.urza.schema import is_part, metadata_of
 
 
 def _run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=metadata)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata_of(connection.dialect),
+        include_object=is_part,
+    )
     with context.begin_transaction():
         context.run_migrations()
 
 
 def _print_sql(url: URL) -> None:
     context.configure(
-        dialect_name=url.get_backend_name(), target_metadata=metadata, literal_binds=True
+        dialect_name=url.get_backend_name(),
+        target_metadata=metadata_of(url.get_dialect()()),
+        literal_binds=True,
     )
     with context.begin_transaction():
         context.run_migrations()
