@@ -180,6 +180,37 @@ async def test_forbidden_command_is_named_and_nothing_is_lost_when_it_is_allowed
         await goes_on(bus, reader, {0}, health(9))
 
 
+async def test_what_the_error_says_to_allow_is_all_that_the_bus_needs(
+    server: RedisServer, connect: Connect, health: Health
+) -> None:
+    raw = client_of(server)
+    raw.execute_command("ACL", "SETUSER", "worker", "on", ">hunter2", "+ping")
+    url = f"redis://worker:hunter2@{server.host}:{server.port}?reclaim_after_seconds=1"
+    async with connect(url) as bus:
+        with pytest.raises(AccessRefusedError) as refused:
+            await bus.create_group([HEALTH], group="readers")
+        advice = str(refused.value).partition("ACL SETUSER ")[2]
+        raw.execute_command("ACL", "SETUSER", *advice.split())
+        await bus.create_group([HEALTH], group="readers")
+        await publish(bus, health(0))
+        await (await anext(taken := bus.subscribe([HEALTH], group="readers", consumer="a"))).nack(
+            delay_seconds=5.0
+        )
+        await taken.aclose()
+        await bus.replay([HEALTH], group="readers")
+        await publish(bus, health(1))
+        leading = bus.subscribe([HEALTH], group="readers", consumer="b", exclusive=True)
+        await (await anext(leading)).dead_letter("no use")
+        await leading.aclose()
+        (letter,) = await bus.dead_letters()
+        await bus.requeue(letter.letter_id)
+        state = await bus.health()
+        assert state.is_reachable
+        assert len(await bus.group_losses()) == 1
+        assert [record async for record in bus.read([HEALTH])]
+        await bus.remove_group([HEALTH], group="readers")
+
+
 async def test_password_that_changes_is_named_and_nothing_is_lost_when_it_is_right_again(
     server: RedisServer, connect: Connect, health: Health
 ) -> None:

@@ -1,7 +1,13 @@
 """The outbox: order, the policy when full, retries, and honest counts of what was lost."""
 
 import asyncio
-from collections.abc import Sequence
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -183,6 +189,130 @@ def test_a_journal_that_is_no_folder_is_an_error_before_anything_is_sent(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"bus parameter journal .*file.* cannot be used"):
         OutboxQueue(journal=Journal(tmp_path / "file")).open()
+
+
+def test_a_disk_that_fills_up_loses_what_comes_then_and_nothing_that_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = OutboxQueue(2, Journal(tmp_path, bus="here"))
+    queue.open()
+    sent = [message(EPOCH, number) for number in range(6)]
+    for envelope in sent:
+        queue.put(envelope)
+    with monkeypatch.context() as damaged:
+        damaged.setattr("os.pwrite", write_a_part_then_refuse())
+        queue.put(message(EPOCH, 99))
+        assert queue.lost == {EPOCH: 1}
+        taken = queue.take(4)  # two from memory; the disk is read while it takes nothing
+        assert ids(taken) == [envelope.event_id for envelope in sent[:4]]
+        queue.abandon(taken)
+    # Counted as lost: those of the memory and those that were read back. The disk still has the latter.
+    assert queue.lost == {EPOCH: 7}
+    heir = OutboxQueue(9, Journal(tmp_path, bus="here"))
+    heir.open()
+    assert ids(heir.take(9)) == [envelope.event_id for envelope in sent[2:]]
+    heir.take(1)
+    heir.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_a_part_then_refuse() -> Callable[[int, bytes, int], int]:
+    """Make a disk that takes ten bytes of what is written, once."""
+    write, calls = os.pwrite, count()
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if next(calls):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:10], offset)
+
+    return pwrite
+
+
+def test_a_journal_that_cannot_be_read_for_a_while_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = OutboxQueue(1, Journal(tmp_path, bus="here"))
+    queue.open()
+    sent = [message(EPOCH, number) for number in range(3)]
+    for envelope in sent:
+        queue.put(envelope)
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as damaged:
+        damaged.setattr("os.pread", refuse)
+        assert ids(queue.take(9)) == [sent[0].event_id]
+        assert queue.take(9) == []
+        assert len(queue) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert ids(queue.take(9)) == [envelope.event_id for envelope in sent[1:]]
+    assert not queue.lost
+    queue.abandon()
+
+
+def test_a_journal_adopted_between_its_making_and_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rivals: list[Journal] = []
+    lock = fcntl.flock
+
+    def lock_late(file: FileIO, how: int) -> None:
+        if how == fcntl.LOCK_EX and not rivals:
+            rivals.append(Journal(tmp_path, bus="here"))
+            assert rivals[0].adopt() == 0
+        lock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", lock_late)
+    queue = OutboxQueue(1, Journal(tmp_path, bus="here"))
+    queue.open()
+    for number in range(5):
+        queue.put(message(EPOCH, number))
+    queue.abandon()
+    assert rivals
+    assert queue.num_kept == 5
+    heir = OutboxQueue(1, Journal(tmp_path, bus="here"))
+    heir.open()
+    assert len(heir) == 5
+    heir.abandon()
+
+
+def test_heirs_at_once_share_what_was_left(tmp_path: Path) -> None:
+    for _ in range(10):
+        for _ in range(5):
+            left = OutboxQueue(1, Journal(tmp_path, bus="here"))
+            left.open()
+            left.put(message(EPOCH))
+            left.put(message(EPOCH))
+            left.abandon()
+        heirs = [OutboxQueue(1, Journal(tmp_path, bus="here")) for _ in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(OutboxQueue.open, heirs))
+        found = [each for heir in heirs for each in ids(heir.take(99))]
+        assert (len(found), len(set(found))) == (10, 10)
+        for heir in heirs:
+            heir.take(1)
+            heir.abandon()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_was_about_to_keep_is_not_taken_twice(tmp_path: Path) -> None:
+    queue = OutboxQueue(1, Journal(tmp_path, bus="here"))
+    queue.open()
+    for number in range(4):
+        queue.put(message(EPOCH, number))
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    queue.abandon()
+    path.write_bytes(content)
+    path.with_suffix(".draft").write_bytes(content[:100])
+    heir = OutboxQueue(9, Journal(tmp_path, bus="here"))
+    heir.open()
+    assert len(heir) == 3
+    assert len(ids(heir.take(9))) == 3
+    heir.take(1)
+    heir.abandon()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_abandoned_queue_counts_everything_as_lost() -> None:

@@ -78,9 +78,18 @@ class Outbox:
         return len(self._queue) + len(self._in_flight)
 
     def start(self) -> None:
-        """Begin to take and send messages, in the running loop."""
-        self._loop = asyncio.get_running_loop()
+        """Begin to take and send messages, in the running loop.
+
+        A loop that ended without `close` has left what it was sending: that goes first.
+
+        Raises:
+            ConfigError: if the journal's folder cannot be used.
+
+        """
         self._queue.open()
+        self._loop = asyncio.get_running_loop()
+        self._wake, self._progress = asyncio.Event(), asyncio.Condition()
+        self._waiting, self._expiry = set(), None
         self._task = self._loop.create_task(self._drain(), name="oona-outbox")
 
     def put(self, envelope: Envelope) -> None:
@@ -156,6 +165,8 @@ class Outbox:
         return oldest is None or oldest > target
 
     async def _drain(self) -> None:
+        if self._in_flight:
+            await self._deliver(self._in_flight)
         while True:
             self._wake.clear()
             batch = self._queue.take(_BATCH)

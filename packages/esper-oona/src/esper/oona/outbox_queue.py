@@ -7,6 +7,7 @@ oldest: it is plentiful, and the newest is worth the most. Everything else goes 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from threading import Lock
 from typing import NamedTuple
@@ -172,7 +173,10 @@ class OutboxQueue:
             while len(taken) < limit and (self._telemetry or self._others):
                 entry = self._older().popleft()
                 if isinstance(entry, _Spilled):
-                    self._read_back(entry)
+                    try:
+                        self._read_back(entry)
+                    except OSError:
+                        break  # it is tried again with the next message
                 elif entry.receipt is None or not entry.receipt.done.done():
                     taken.append(entry)
             return taken
@@ -211,7 +215,10 @@ class OutboxQueue:
             while self._others and not (self._journal.outlives_process and self._is_all_spilled()):
                 item = self._others.popleft()
                 if isinstance(item, _Spilled):
-                    self._read_back(item, limit=item.num_messages)
+                    with suppress(OSError):
+                        self._read_back(item, limit=item.num_messages)
+                        continue
+                    self._others.popleft()
                 else:
                     others.append(item)
             kept = [entry.envelope for entry in others if entry.receipt is None]
@@ -259,9 +266,17 @@ class OutboxQueue:
             self._others.append(_Spilled(self._sequence))
 
     def _read_back(self, spilled: _Spilled, limit: int = _READ_BACK) -> None:
-        """Put the next messages of the journal in the place of `spilled`, which was taken out."""
+        """Put the next messages of the journal in the place of `spilled`, which was taken out.
+
+        Raises `OSError`, with all as it was before `spilled` was taken out.
+        """
         num_messages = min(limit, spilled.num_messages)
-        read = self._journal.read(num_messages)
+        try:
+            read = self._journal.read(num_messages)
+        except OSError as error:
+            _log.error("the journal cannot be read", file=self._journal.name, reason=str(error))
+            self._others.appendleft(spilled)
+            raise
         if spilled.num_messages > num_messages:
             left = _Spilled(spilled.sequence, spilled.num_messages - num_messages)
             self._others.appendleft(left)

@@ -63,6 +63,12 @@ _IN_PIPELINE = re.compile(r" of pipeline caused error: \W*([A-Z]{3,})\b")
 _FORBIDDEN_IN_SCRIPT = re.compile(r"ACL failure in script|The user executing the script can't")
 """What Redis 7 and later say instead of NOPERM."""
 
+_NEEDED_RIGHTS = (
+    "+@stream +@string +@hash +@sortedset +@scripting +@connection "
+    "+exists +del +pexpire +pttl +memory +time +info"
+)
+"""What a user must be allowed for all that the bus does."""
+
 _FAILOVER_CODES = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "LOADING"})
 _FULL_CODES = frozenset({"MISCONF", "OOM"})
 _ELSEWHERE_CODES = frozenset({"READONLY", "MASTERDOWN", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
@@ -119,7 +125,7 @@ def unavailable(options: RedisOptions, error: Exception) -> BackendUnavailableEr
         return AccessRefusedError(
             f"{server} forbids the user {options.username or 'default'!r} what the bus needs "
             f"({error}); allow it: ACL SETUSER {options.username or 'default'} ~{options.prefix}:* "
-            "+@stream +@string +@scripting +@connection"
+            f"{_NEEDED_RIGHTS}"
         )
     if code == "WRONGTYPE":
         return KeyTakenError(

@@ -40,7 +40,7 @@ class RedisKeeper:
 
     def start(self, client: Commands) -> None:
         """Tend what this client publishes, until `stop`."""
-        self._is_stopping = False
+        self._is_stopping, self._wake = False, asyncio.Event()
         self._task = asyncio.create_task(self._tend_published(client), name="oona-keeper")
 
     async def stop(self) -> None:

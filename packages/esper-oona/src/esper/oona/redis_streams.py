@@ -14,6 +14,7 @@ from types import MappingProxyType
 from esper.contracts import (
     BusHealth,
     BusTraffic,
+    ConfigError,
     DeadLetter,
     GroupLosses,
     Payload,
@@ -75,21 +76,45 @@ class RedisBus:
         self._producer = RedisProducer(options)
         self._traffic = Traffic()
         journal = Journal(options.journal, bus=f"{options.address}/{options.db}/{options.prefix}")
-        self._outbox = Outbox(self._send, outbox_queue or OutboxQueue(journal=journal))
+        queue = OutboxQueue(journal=journal) if outbox_queue is None else outbox_queue
+        self._outbox = Outbox(self._send, queue)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
-        """Connect; does nothing if the client is open."""
-        if self._client is not None:
+        """Connect; does nothing if the client is open.
+
+        Where an event loop ended without `close`, what is queued is sent from the running one.
+
+        Raises:
+            ConfigError: if the client is open in another event loop, or the journal cannot be used.
+
+        """
+        if self._client is not None and self._is_open_here():
             return
         client = connect(self._options)
         try:
             await client.ping()
-        except DRIVER_ERRORS as error:
+            self._outbox.start()
+        except BaseException as error:
             await client.aclose()
-            raise unavailable(self._options, error) from error
-        self._client = client
-        self._outbox.start()
+            if isinstance(error, DRIVER_ERRORS):
+                raise unavailable(self._options, error) from error
+            raise
+        self._client, self._loop = client, asyncio.get_running_loop()
         self._keeper.start(client)
+
+    def _is_open_here(self) -> bool:
+        """Tell whether the running loop is the one that the client is open in; forget one that ended."""
+        if self._loop is asyncio.get_running_loop():
+            return True
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigError(
+                f"the client of the bus at {self._options.address} is open in another event loop; "
+                "close it there, or make another client for this one"
+            )
+        self._client = None
+        self._consumers.clear()
+        return False
 
     async def close(self) -> None:
         """Send what is queued for up to 3 s, count the rest as lost, disconnect.
