@@ -1,7 +1,6 @@
 """What only a real server can do: be away, refuse, hold what is no message."""
 
 import asyncio
-import gc
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -16,13 +15,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from esper.contracts import (
     BackendUnavailableError,
     Bus,
-    ConfigError,
     Delivery,
     HealthSignal,
     KeyTakenError,
     Payload,
     TopicNames,
-    parse_message,
 )
 from esper.oona import open_redis_bus
 from esper.oona.envelope import enclose
@@ -264,58 +261,6 @@ async def test_what_could_not_be_sent_is_sent_by_the_next_process_if_there_is_a_
             delivery = await anext(heir.subscribe([COMMANDS], group="readers", consumer="one"))
             assert delivery.payload() == samples[COMMANDS]
     assert list(journal.iterdir()) == []
-
-
-async def test_a_client_that_could_not_open_its_journal_is_not_open(
-    tmp_path: Path, redis_url: MakeUrl, samples: dict[TopicNames, Payload]
-) -> None:
-    blocked = tmp_path / "journal"
-    blocked.write_text("in the way")
-    bus = open_redis_bus(f"{redis_url()}&journal={blocked}")
-    for _ in range(2):
-        with pytest.raises(ConfigError, match="cannot be used"):
-            await bus.open()
-    with pytest.raises(BackendUnavailableError, match="not open"):
-        await bus.publish(samples[COMMANDS], sender_id="tests")
-    blocked.unlink()
-    await bus.open()
-    await bus.publish(samples[COMMANDS], sender_id="tests")
-    await bus.close()
-
-
-# What the first loop left open is reported where it is collected: here.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_client_whose_event_loop_ended_goes_on_in_another(
-    redis_url: MakeUrl, samples: dict[TopicNames, Payload]
-) -> None:
-    bus = open_redis_bus(redis_url())
-
-    async def use_it() -> str:
-        await bus.open()
-        return await bus.publish(samples[COMMANDS], sender_id="tests")
-
-    async def read_all() -> list[str]:
-        await bus.open()
-        records = [record async for record in bus.read([COMMANDS])]
-        await bus.close()
-        return [parse_message(record.data).event_id for record in records]
-
-    published = [asyncio.run(use_it()), asyncio.run(use_it())]
-    assert asyncio.run(read_all()) == published
-    gc.collect()
-
-
-async def test_a_client_that_is_open_elsewhere_says_so(redis_url: MakeUrl) -> None:
-    bus = open_redis_bus(redis_url())
-    await bus.open()
-
-    def open_elsewhere() -> None:
-        with pytest.raises(ConfigError, match="open in another event loop; close it there"):
-            asyncio.run(bus.open())
-
-    await asyncio.to_thread(open_elsewhere)
-    assert await bus.flush(1.0)
-    await bus.close()
 
 
 async def test_refused_message_is_counted_and_holds_up_no_other(
