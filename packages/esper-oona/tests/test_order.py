@@ -8,9 +8,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import cast
+from threading import Event, Thread
+from typing import Any, cast
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from esper.contracts import (
     BackendUnavailableError,
@@ -25,6 +27,8 @@ from esper.contracts import (
     TopicNames,
     consume,
 )
+from esper.oona import redis_exclusive
+from esper.oona.redis_script import run_script
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
@@ -387,3 +391,74 @@ async def test_order_holds_when_the_active_process_is_killed(
         again = [e for i, e in enumerate(epochs[seed]) if e in epochs[seed][:i]]
         assert len(again) <= 10  # what was in hand, or acknowledged a moment ago: the prefetch
         assert is_in_order(epochs[seed])
+
+
+async def test_order_holds_when_the_answer_to_a_reading_is_lost(
+    redis_url: MakeUrl, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, num_lost = run_script, 0
+
+    async def ask_badly(*arguments: Any) -> object:
+        nonlocal num_lost
+        answer = await ask(*arguments)
+        if answer and arguments[1] == redis_exclusive._READ and num_lost < 3:  # pyright: ignore[reportPrivateUsage]
+            num_lost += 1
+            raise RedisConnectionError("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(redis_exclusive, "run_script", ask_badly)
+    async with connect(redis_url()) as bus:
+        await publish(bus, seeds=2, epochs=10)
+        handled = Handled(20)
+
+        async def handle(delivery: Delivery) -> None:
+            handled.note(delivery)
+
+        await consume(
+            bus,
+            [COMMANDS],
+            handle,
+            group="seeds",
+            key=seed_of,
+            prefetch=4,
+            retry=SOON,
+            stop=handled.stop,
+        )
+    assert num_lost == 3
+    assert handled.epochs == {seed: list(range(10)) for seed in range(2)}
+
+
+async def test_a_leader_that_stands_still_too_long_settles_nothing_more(
+    redis_url: MakeUrl, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.oona.redis_lease.LEASE_SECONDS", 0.5)
+    url = redis_url()
+    frozen, thawed = Event(), Event()
+    tried: list[bool] = []
+
+    async def lead() -> None:
+        async with connect(url) as bus:
+            leading = bus.subscribe([COMMANDS], group="seeds", consumer="one", exclusive=True)
+            delivery = await anext(leading)
+            assert await delivery.attempt()
+            frozen.set()
+            thawed.wait()  # its whole event loop stands still
+            tried.append(await delivery.attempt())
+
+    async with connect(url) as bus:
+        await publish(bus, seeds=1, epochs=3)
+        leader = Thread(target=asyncio.run, args=(lead(),))
+        leader.start()
+        await asyncio.to_thread(frozen.wait)
+        handled = Handled(3)
+
+        async def handle(delivery: Delivery) -> None:
+            handled.note(delivery)
+
+        await consume(
+            bus, [COMMANDS], handle, group="seeds", key=seed_of, stop=handled.stop, retry=SOON
+        )
+        thawed.set()
+        await asyncio.to_thread(leader.join)
+    assert handled.epochs == {0: [0, 1, 2]}
+    assert tried == [False]

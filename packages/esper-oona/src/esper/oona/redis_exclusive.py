@@ -225,6 +225,8 @@ class ExclusiveReader(GroupReader):
 
     async def _read(self, limit: int) -> bool:
         """Read new entries without waiting; tell whether there were any."""
+        # Where the answer is lost, the entries in it are ours and come before those that follow.
+        self._unrecovered = dict.fromkeys(self._topics, _FROM_THE_START)
         reply = await run_script(
             self._client,
             _READ,
@@ -234,6 +236,7 @@ class ExclusiveReader(GroupReader):
             self._consumer,
             limit,
         )
+        self._unrecovered.clear()
         if reply is None:
             self.lease.lose()
             return True
