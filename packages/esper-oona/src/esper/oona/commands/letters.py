@@ -128,7 +128,7 @@ def requeue(
     if problems and as_json:
         raise typer.Exit(EXIT_FAILURE)
     if problems:
-        fail(f"{plural(len(problems), 'letter')} stayed where they were", EXIT_FAILURE)
+        fail(f"{plural(len(problems), 'letter')} could not be requeued", EXIT_FAILURE)
 
 
 async def _read(
