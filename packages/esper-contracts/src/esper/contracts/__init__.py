@@ -3,6 +3,11 @@
 Every other package depends on this one, and on no other package of the workspace.
 """
 
+from esper.contracts.artifact_port import (
+    ArtifactStore,
+    Draft,
+    StoredArtifact,
+)
 from esper.contracts.base import (
     Contract,
     SeedId,
@@ -157,7 +162,6 @@ from esper.contracts.operators import (
     remove_operator,
 )
 from esper.contracts.ports import (
-    ArtifactStore,
     ArtifactStoreFactory,
     BusFactory,
     Endorser,
@@ -242,6 +246,7 @@ __all__ = [
     "DType",
     "DeadLetter",
     "Delivery",
+    "Draft",
     "Endorsement",
     "Endorser",
     "EsperError",
@@ -288,6 +293,7 @@ __all__ = [
     "Sha256",
     "Site",
     "SiteKind",
+    "StoredArtifact",
     "SystemStatePacket",
     "TopicHealth",
     "TopicNames",

@@ -1,8 +1,9 @@
 """The ports: how the parts of Esper meet without importing each other.
 
 Each backend package implements one and registers a factory as an entry point (see `registry`); the
-ports of the message bus and of the library are in `bus_port` and `library_port`. Methods raise
-`EsperError` children only; a driver's own exceptions are wrapped at the boundary.
+ports of the message bus, of the library and of its artifact store are in `bus_port`, `library_port` and
+`artifact_port`. Methods raise `EsperError` children only; a driver's own exceptions are wrapped at the
+boundary.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from esper.contracts.artifact_port import ArtifactStore
 from esper.contracts.blueprints import BlueprintIR
 from esper.contracts.bus_port import Bus
 from esper.contracts.kernels import CompiledKernelArtifact
@@ -23,47 +25,6 @@ from esper.contracts.operational import (
     SeedStatus,
     Site,
 )
-
-
-class ArtifactStore(Protocol):
-    """Immutable bytes filed under their sha256; thread-safe."""
-
-    @property
-    def url(self) -> str:
-        """Where the bytes are, without credentials."""
-        ...
-
-    def open(self) -> None:
-        """Connect and make sure the folder or bucket exists.
-
-        Raises:
-            BackendUnavailableError: if it cannot be reached, created or written.
-
-        """
-        ...
-
-    def close(self) -> None:
-        """Release connections."""
-        ...
-
-    def put(self, blob: bytes) -> str:
-        """Store `blob` and return its sha256; storing the same bytes twice is one.
-
-        Raises:
-            ArtifactIntegrityError: if other bytes are already filed under that hash.
-
-        """
-        ...
-
-    def get(self, sha256: str) -> bytes:
-        """Return the bytes filed under `sha256`, verified.
-
-        Raises:
-            NotFoundError: if there are none.
-            ArtifactIntegrityError: if the stored bytes do not match.
-
-        """
-        ...
 
 
 class SeedBed(Protocol):
