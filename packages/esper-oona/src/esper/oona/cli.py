@@ -57,4 +57,4 @@ def _prepare(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="oona")
