@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from ledger import Ledger
-from workers import Crew, pause
+from workers import Crew
+
+_SHARE_HANDLED = 0.95
+"""Of what a publisher tries; the rest is poison, or did not arrive."""
 
 
 class Wait:
@@ -41,7 +44,7 @@ class Wait:
             self._show(line)
             if time.monotonic() > self._deadline:
                 raise TimeoutError(f"{line}; not handled: {len(missing)}, {missing[:10]}")
-            pause()
+            people.pause()
 
     def say(self, line: str) -> None:
         """Show how far the scenario is."""
@@ -58,12 +61,12 @@ def spread(
     num_messages: int,
     faults: Sequence[tuple[int, Callable[[int], object]]],
 ) -> None:
-    """Play the faults, each kind so many times, evenly over the messages that are published.
+    """Play the faults, each kind so many times, evenly over the messages that are handled.
 
     Args:
         people: whose progress counts.
         wait: for it.
-        num_messages: how many will be published.
+        num_messages: how many will be published; nearly all are to be handled.
         faults: how often, and what; it is told which time it is, from 0.
 
     """
@@ -73,10 +76,10 @@ def spread(
         for index in range(times)
     )
     for share, kind, index in planned:
-        threshold = share * num_messages
+        threshold = share * _SHARE_HANDLED * num_messages
 
         def is_there(ledger: Ledger, threshold: float = threshold) -> bool:
-            return len(ledger.acknowledged) >= threshold or not people.is_publishing()
+            return len(ledger.handled) >= threshold
 
         wait(people, is_there)
         faults[kind][1](index)

@@ -12,70 +12,59 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import batched, count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ledger import Book, Books, Ledger, poison
-
-from esper.contracts import (
-    BackendUnavailableError,
-    Bus,
-    Delivery,
-    SystemStatePacket,
-    TopicNames,
-    setup_logging,
+from bus import (
+    GROUP,
+    RECLAIM_SECONDS,
+    TOPIC,
+    bus_url,
+    number_of,
+    open_patiently,
+    opened,
+    packet,
+    pause,
+    raw,
 )
-from esper.oona import open_redis_bus
+from hands import pending, unacknowledged_by
+from ledger import PREFETCH, Book, Books, Ledger, poison
 
-GROUP = "readers"
-TOPIC = TopicNames.SYSTEM_EVENTS_EPOCH
-PREFETCH = 100
+from esper.contracts import BackendUnavailableError, Bus, Delivery, setup_logging
+from esper.testkit.redis import RedisServer
+
 _BURST = 50
 """Messages that a publisher sends at a time."""
+_LOOKS_FOR_A_BATCH = 100
+"""Before a consumer is killed although nothing is in its hands."""
 _PR_SET_PDEATHSIG = 1
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["__main__", "esper.oona", "esper.contracts"])
 
 
-def packet(number: int) -> SystemStatePacket:
-    """Return a payload that carries the number."""
-    return SystemStatePacket(
-        run_id="faults", epoch=1, step=number, val_loss=0.5, learning_rate=0.1, num_parameters=7
-    )
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """How the processes of a crew work."""
+
+    num_exits: int = 0
+    """Messages that end the process of their handler."""
+    handling_seconds: float = 0.0
+    """For each message."""
+    resting_seconds: float = 0.0
+    """Of publishers, after each burst."""
 
 
-def number_of(delivery: Delivery) -> int:
-    """Return the number that a message carries."""
-    return cast("SystemStatePacket", delivery.payload()).step
+STEADY = Habits(handling_seconds=0.001, resting_seconds=0.02)
+"""Three consumers are just kept busy by one publisher: a fault meets both at work, in mid-batch."""
 
 
-@asynccontextmanager
-async def opened(url: str) -> AsyncGenerator[Bus]:
-    """Open a client for the length of the context."""
-    bus = open_redis_bus(url)
-    await bus.open()
-    try:
-        yield bus
-    finally:
-        await bus.close()
-
-
-async def open_patiently(url: str) -> Bus:
-    """Return an open client, however long the server is away."""
-    bus = open_redis_bus(url)
-    while True:
-        try:
-            await bus.open()
-        except BackendUnavailableError:
-            await asyncio.sleep(0.05)
-        else:
-            return bus
-
-
-async def publish_all(bus: Bus, book: Book, numbers: Sequence[int]) -> None:
+async def publish_all(
+    bus: Bus, book: Book, numbers: Sequence[int], *, resting_seconds: float = 0.0
+) -> None:
     """Publish the numbers in bursts, one after the other and together by turns; write both ends down."""
     for burst, one_by_one in zip(batched(numbers, _BURST), count(), strict=False):
         book.note("tried", burst)
@@ -91,57 +80,80 @@ async def publish_all(bus: Bus, book: Book, numbers: Sequence[int]) -> None:
             ):
                 raise result
         if one_by_one % 2:
-            pairs = zip(burst, results, strict=True)
-            arrived = [n for n, result in pairs if not isinstance(result, BaseException)]
+            answers = dict(zip(burst, results, strict=True))
+        elif isinstance(results[0], BaseException):
+            answers = {}
         else:
-            arrived = [] if isinstance(results[0], BaseException) else list(burst)
-        book.note("acknowledged", arrived)
+            answers = dict(zip(burst, results[0], strict=True))
+        ids = {n: str(one) for n, one in answers.items() if not isinstance(one, BaseException)}
+        book.note("acknowledged", ids.keys(), ids.values())
+        if resting_seconds:
+            await asyncio.sleep(resting_seconds)
 
 
-def publish(url: str, folder: Path, name: str, first: int, last: int) -> None:
+def publish(
+    url: str, folder: Path, name: str, first: int, last: int, resting_seconds: float
+) -> None:
     """Be a publisher of the numbers from `first` to before `last`."""
     _settle_down()
 
     async def run() -> None:
         bus = await open_patiently(url)
-        await publish_all(bus, Book(folder, name), range(first, last))
+        book, numbers = Book(folder, name), range(first, last)
+        await publish_all(bus, book, numbers, resting_seconds=resting_seconds)
         await bus.close()
 
     asyncio.run(run())
 
 
-def consume(url: str, folder: Path, name: str, num_exits: int) -> None:
+def consume(url: str, folder: Path, name: str, port: int, habits: Habits) -> None:
     """Be a consumer until killed; poison is refused, given back for ever, or ends the process."""
     _settle_down()
 
     async def run() -> None:
         book = Book(folder, name)
         bus = await open_patiently(url)
+        _note_memory(book)
         reader = bus.subscribe([TOPIC], group=GROUP, consumer=name, prefetch=PREFETCH)
         async with aclosing(reader):
             handled = 0
             async for delivery in reader:
                 number = number_of(delivery)
-                if kind := poison(number, num_exits):
-                    await _suffer(kind, delivery)
+                if kind := poison(number, habits.num_exits):
+                    if kind == "exits":
+                        note_killed(port, book)
+                        os._exit(9)
+                    with suppress(BackendUnavailableError):  # then it comes again
+                        await _set_aside(kind, delivery)
                     continue
                 book.note("handled", [number])
-                await delivery.ack()
+                if habits.handling_seconds:
+                    await asyncio.sleep(habits.handling_seconds)
+                with suppress(BackendUnavailableError):
+                    await delivery.ack()
                 handled += 1
                 if handled % 10_000 == 0:
-                    book.note("memory", [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
+                    _note_memory(book)
 
     asyncio.run(run())
 
 
-async def _suffer(kind: str, delivery: Delivery) -> None:
-    match kind:
-        case "exits":
-            os._exit(9)
-        case "gives back":
-            await delivery.nack()
-        case _:
-            await delivery.dead_letter("poison")
+def note_killed(port: int, consumers: Book) -> None:
+    """Write down what a consumer repeats that is killed, or about to be."""
+    unknown = unacknowledged_by(port, consumers.path)
+    consumers.note("in-hand", unknown)
+    consumers.note("killed-with", [len(unknown)])
+
+
+async def _set_aside(kind: str, delivery: Delivery) -> None:
+    if kind == "gives back":
+        await delivery.nack()
+    else:
+        await delivery.dead_letter("poison")
+
+
+def _note_memory(book: Book) -> None:
+    book.note("memory", [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
 
 
 def _settle_down() -> None:
@@ -158,17 +170,20 @@ class Crew:
         scenario: its name.
         folder: where the books are kept.
         url: of the bus.
-        num_exits: how many messages end the process of their handler.
+        port: of the server itself.
+        habits: how they work.
 
     """
 
-    def __init__(self, scenario: str, folder: Path, url: str, *, num_exits: int = 0) -> None:
+    def __init__(self, scenario: str, folder: Path, url: str, port: int, *, habits: Habits) -> None:
         self.folder = folder
         self.num_deaths = 0
         """Of consumers, killed or by their own hand."""
         self._books = Books(scenario, folder)
+        self._faults = Book(folder, "faults")
         self._url = url
-        self._num_exits = num_exits
+        self._port = port
+        self._habits = habits
         self._consumers: list[Any] = []
         self._publishers: list[Any] = []
         self._names = count()
@@ -176,20 +191,43 @@ class Crew:
     def publish(self, first: int, last: int) -> None:
         """Start a publisher of these numbers."""
         name = f"publisher-{next(self._names)}"
-        self._publishers.append(self._start(publish, name, first, last))
+        self._publishers.append(
+            self._start(publish, name, first, last, self._habits.resting_seconds)
+        )
 
     def consume(self, num_consumers: int) -> None:
         """Start consumers."""
         for _ in range(num_consumers):
             name = f"consumer-{next(self._names)}"
-            started = self._start(consume, name, self._num_exits)
-            self._consumers.append(started)
+            self._consumers.append(self._start(consume, name, self._port, self._habits))
 
     def kill_consumer(self, index: int) -> None:
-        """`kill -9` one of the consumers, whatever it is doing; another takes its place."""
-        self._consumers[index % len(self._consumers)].kill()
-        self._consumers[index % len(self._consumers)].join()
+        """`kill -9` one of the consumers in the middle of a batch, if there is one soon; replace it."""
+        consumer = self._consumers[index % len(self._consumers)]
+        for _ in range(_LOOKS_FOR_A_BATCH):
+            if pending(self._port, consumer.name):
+                break
+        self._kill([consumer])
         self.look_after()
+
+    def dismiss(self) -> None:
+        """`kill -9` all consumers; nobody takes their place."""
+        self._kill(self._consumers)
+        self._consumers.clear()
+
+    @contextmanager
+    def standing_still(self, num_consumers: int) -> Generator[None]:
+        """Let the first consumers do nothing for the length of the context, as if their machine slept."""
+        still = self._consumers[:num_consumers]
+        for consumer in still:
+            os.kill(consumer.pid, signal.SIGSTOP)
+        yield
+        for consumer in still:
+            os.kill(consumer.pid, signal.SIGCONT)
+
+    def note_in_hand(self, messages: Iterable[int]) -> None:
+        """Write down what a fault finds in somebody's hands, each once."""
+        self._faults.note("in-hand", messages)
 
     def look_after(self) -> None:
         """Replace consumers that ended. Raises `RuntimeError` if a publisher failed."""
@@ -208,6 +246,15 @@ class Crew:
         """Tell whether a publisher is still at work."""
         return any(publisher.exitcode is None for publisher in self._publishers)
 
+    def pause(self) -> None:
+        """Let the others work; note if everything, or the server, stood still meanwhile."""
+        started = time.monotonic()
+        pause()
+        with raw(self._port) as client:
+            client.ping()
+        if time.monotonic() - started > RECLAIM_SECONDS / 2:
+            self._faults.note("stall", [1])
+
     def ledger(self) -> Ledger:
         """Add up what is written down so far."""
         return self._books.read()
@@ -218,31 +265,49 @@ class Crew:
             process.kill()
             process.join()
 
+    def _kill(self, consumers: Sequence[Any]) -> None:
+        for consumer in consumers:
+            consumer.kill()
+            consumer.join()
+            note_killed(self._port, Book(self.folder, consumer.name))
+
     def _start(self, work: Any, name: str, *arguments: Any) -> Any:
         args = (self._url, self.folder, name, *arguments)
-        process = _context.Process(target=work, args=args, daemon=True)
+        process = _context.Process(target=work, name=name, args=args, daemon=True)
         process.start()
         return process
 
 
 @contextmanager
-def crew(scenario: str, folder: Path, url: str, *, num_exits: int = 0) -> Generator[Crew]:
-    """Give a crew for the length of the context, and a group that misses nothing."""
+def crew(
+    scenario: str,
+    folder: Path,
+    server: RedisServer,
+    *,
+    url: str = "",
+    habits: Habits = STEADY,
+) -> Generator[Crew]:
+    """Give a crew for the length of the context, and a group that misses nothing.
+
+    Args:
+        scenario: its name.
+        folder: for the books.
+        server: the bus.
+        url: how the crew gets there, if not directly.
+        habits: how it works.
+
+    """
     books = folder / "books"
     books.mkdir(parents=True, exist_ok=True)
+    url = url or bus_url(server.port)
 
     async def make_group() -> None:
         async with opened(url) as bus:
             await bus.create_group([TOPIC], group=GROUP)
 
     asyncio.run(make_group())
-    people = Crew(scenario, books, url, num_exits=num_exits)
+    people = Crew(scenario, books, url, server.port, habits=habits)
     try:
         yield people
     finally:
         people.end()
-
-
-def pause() -> None:
-    """Let the others work before looking again."""
-    time.sleep(0.05)
