@@ -114,10 +114,9 @@ class FileStore:
             BackendUnavailableError: if the file cannot be read.
 
         """
-        with self._opened(sha256) as file, self._translated("read"):
-            size = os.fstat(file.fileno()).st_size
+        with self._opened(sha256) as file:
             place = f"file {self._folder / key_of(sha256)}"
-            return read_verified(lambda view: file.readinto(view) or 0, size, sha256, place=place)
+            return read_verified(self._chunks(file), sha256, place=place)
 
     @contextmanager
     def stream(self, sha256: str) -> Generator[Iterator[bytes]]:

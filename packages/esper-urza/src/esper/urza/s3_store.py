@@ -104,15 +104,8 @@ class S3Store:
             BackendUnavailableError: if the server cannot be reached or refuses.
 
         """
-        with self._object(sha256) as response, self._connection.translated():
-
-            def read_into(view: memoryview) -> int:
-                chunk: bytes = response.read(len(view), decode_content=False)
-                view[: len(chunk)] = chunk
-                return len(chunk)
-
-            size = int(response.headers.get("Content-Length", 0))
-            return read_verified(read_into, size, sha256, place=self._place(sha256))
+        with self._object(sha256) as response:
+            return read_verified(self._chunks(response), sha256, place=self._place(sha256))
 
     @contextmanager
     def stream(self, sha256: str) -> Generator[Iterator[bytes]]:

@@ -8,7 +8,7 @@ interpreter meanwhile), so a verified read takes as long as the slower of the tw
 import hashlib
 import io
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -44,25 +44,17 @@ class RunningHash:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def update(self, chunk: bytes | memoryview) -> None:
-        """Add the next bytes, which must not change until `hexdigest` has been called.
-
-        A view is released as soon as it is hashed.
-        """
+    def update(self, chunk: bytes) -> None:
+        """Add the next bytes."""
         self.size_bytes += len(chunk)
         if len(chunk) < _WORTH_A_THREAD and not self._pending:
-            self._add(chunk)
+            self._hash.update(chunk)
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        self._pending.append(self._thread.submit(self._add, chunk))
+        self._pending.append(self._thread.submit(self._hash.update, chunk))
         if len(self._pending) > _CHUNKS_AHEAD:
             self._pending.popleft().result()
-
-    def _add(self, chunk: bytes | memoryview) -> None:
-        self._hash.update(chunk)
-        if isinstance(chunk, memoryview):
-            chunk.release()  # the thread may hold on to its argument after it has told the result
 
     def hexdigest(self) -> str:
         """Return the digest of all bytes so far."""
@@ -144,36 +136,20 @@ def verified_chunks(chunks: Iterable[bytes], sha256: str, *, place: str) -> Gene
         yield held
 
 
-def read_verified(
-    read_into: Callable[[memoryview], int], size_bytes: int, sha256: str, *, place: str
-) -> bytes:
-    """Read to the end and return the bytes, which are in memory once.
-
-    Args:
-        read_into: fills the start of a buffer and returns how much; 0 at the end.
-        size_bytes: how many to expect; being wrong costs time, not correctness.
-        sha256: what they must hash to.
-        place: where they come from, for the error.
+def read_verified(chunks: Iterable[bytes], sha256: str, *, place: str) -> bytes:
+    """Read to the end and return the bytes, of which there is never a second copy.
 
     Raises:
         ArtifactIntegrityError: if the bytes are others.
 
     """
-    # The stream's own buffer becomes the result without a copy, and is filled from here meanwhile.
-    content = io.BytesIO(bytes(size_bytes))
-    num_read = 0
+    # Its buffer grows in place, and becomes the result without a copy. Filling it through
+    # `getbuffer` would be faster, but CPython 3.12.1 crashes when the garbage collector meets a
+    # buffer with a view, as in the traceback of a read that failed.
+    content = io.BytesIO()
     with RunningHash() as running:
-        with content.getbuffer() as view:
-            while num := read_into(view[num_read : num_read + CHUNK_BYTES]):
-                running.update(view[num_read : num_read + num])
-                num_read += num
-            running.hexdigest()
-        content.truncate(num_read)
-        content.seek(num_read)
-        beyond = memoryview(bytearray(CHUNK_BYTES))
-        while num := read_into(beyond):  # there is more than was said
-            rest = bytes(beyond[:num])
-            running.update(rest)
-            content.write(rest)
+        for chunk in chunks:
+            running.update(chunk)
+            content.write(chunk)
         check_digest(running.hexdigest(), sha256, place=place)
     return content.getvalue()
