@@ -269,3 +269,19 @@ async def test_letter_of_a_removed_group_stays_until_the_group_is_back(
         await bus.create_group([HEALTH], group="readers")
         await bus.requeue(letter.letter_id)
         assert epoch(await anext(read(bus))) == 0
+
+
+async def test_what_was_set_aside_while_it_waited_and_requeued_is_in_one_hand_only(
+    make_url: MakeUrl, connect: Connect, health: Health
+) -> None:
+    async with connect(make_url()) as bus:
+        await publish(bus, health(0))
+        reader = read(bus)
+        delivery = await anext(reader)
+        await delivery.nack()
+        await delivery.dead_letter("ugly")
+        [letter] = await bus.dead_letters()
+        await bus.requeue(letter.letter_id)
+        assert epoch(await anext(reader)) == 0
+        await publish(bus, health(1))
+        assert epoch(await anext(reader)) == 1

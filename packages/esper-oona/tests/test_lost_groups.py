@@ -278,3 +278,23 @@ async def test_groups_that_are_created_while_topics_are_trimmed_get_all_that_com
                     await delivery.ack()
         assert not bus.lost
         assert num_trimmed
+
+
+async def test_word_about_a_delivery_from_before_its_group_vanished_concerns_no_later_one(
+    redis_url: MakeUrl, connect: Connect
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as (raw, key):
+        await bus.create_group([EPOCHS], group="readers")
+        await publish(bus, 0, 1)
+        found = bus.subscribe([EPOCHS], group="readers", consumer="one")
+        before = await anext(found)
+        await raw.xgroup_destroy(key, "readers")
+        after = await anext(found)
+        assert before.position == after.position
+        await before.nack(counted=False)
+        [pending] = await raw.xpending_range(key, "readers", "-", "+", 10)
+        assert pending["times_delivered"] == after.delivery_count == 1
+        assert pending["time_since_delivered"] < 60_000  # still held
+        await after.nack()
+        assert (await anext(found)).delivery_count == 2

@@ -162,7 +162,17 @@ class GroupQueue:
         return min((item.due_at for item in self.delayed.values()), default=math.inf) - now
 
     def head(self) -> int | None:
-        """Return the oldest that waits, and forget those before it that are gone."""
-        while self.ready and self.ready[0] not in self.unacknowledged:
+        """Return the oldest that waits, and forget those before it that are gone or in hand.
+
+        What was settled while it waited, and came back from the dead letters, stands there twice.
+        """
+        while self.ready and not self._waits(self.ready[0]):
             heapq.heappop(self.ready)
         return self.ready[0] if self.ready else None
+
+    def _waits(self, sequence: int) -> bool:
+        return (
+            sequence in self.unacknowledged
+            and sequence not in self.pending
+            and sequence not in self.delayed
+        )

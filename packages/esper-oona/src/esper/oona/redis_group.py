@@ -152,9 +152,13 @@ class GroupReader:
         self.forget(entry)
         self._watch.note_done(entry.topic)
 
+    def _is_latest(self, entry: GroupEntry) -> bool:
+        """Tell whether the entry is in hand, and was not read again since: late words concern nobody."""
+        return self._held.get((entry.key, entry.entry_id)) is entry
+
     async def renew(self, entry: GroupEntry) -> None:
         """Start the time anew after which others get the entry."""
-        if (entry.key, entry.entry_id) in self._held and self.is_ours(entry):
+        if self._is_latest(entry) and self.is_ours(entry):
             now = time.monotonic()
             await self._set_idle(entry.key, [entry.entry_id], idle_ms=0)
             entry.held_since = now
@@ -163,7 +167,7 @@ class GroupReader:
         self, entry: GroupEntry, *, delay_seconds: float = 0.0, counted: bool = True
     ) -> None:
         """Make the entry overdue after the delay, unless others may have it already."""
-        if not self.is_ours(entry) or (entry.key, entry.entry_id) not in self._held:
+        if not self.is_ours(entry) or not self._is_latest(entry):
             return
         delay_ms = round(delay_seconds * 1000)
         if delay_ms > self._reclaim_ms:
