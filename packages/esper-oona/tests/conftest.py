@@ -25,7 +25,6 @@ from esper.contracts import (
     SystemStatePacket,
     TopicNames,
     ValidationReport,
-    setup_logging,
 )
 from esper.contracts.registry import bus_factory
 from esper.testkit.redis import BINARIES, RedisServer, redis_binary
@@ -47,13 +46,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
     asyncio.run(asyncio.wait_for(test(**arguments), _DEADLINE_SECONDS))
     return True
-
-
-@pytest.fixture(autouse=True)
-def quiet_no_longer() -> Iterator[None]:
-    """Undo what a command line under test did to the log of this process."""
-    yield
-    setup_logging("esper")
 
 
 @pytest.fixture
