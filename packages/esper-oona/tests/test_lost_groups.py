@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 
 from esper.contracts import Bus, GroupLosses, SystemStatePacket, TopicNames
 from esper.oona.options import RedisOptions
+from esper.oona.redis_letters import groups_key
 from esper.oona.redis_membership import sweep_consumers
-from esper.oona.redis_tending import groups_key, tend
+from esper.oona.redis_tending import tend
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
@@ -298,3 +299,24 @@ async def test_word_about_a_delivery_from_before_its_group_vanished_concerns_no_
         assert pending["time_since_delivered"] < 60_000  # still held
         await after.nack()
         assert (await anext(found)).delivery_count == 2
+
+
+async def test_requeued_letter_is_not_lost_with_its_group(
+    redis_url: MakeUrl, connect: Connect
+) -> None:
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as (raw, key):
+        await bus.create_group([EPOCHS], group="readers")
+        await publish(bus, 0, 1)
+        found = bus.subscribe([EPOCHS], group="readers", consumer="one")
+        await (await anext(found)).dead_letter("ugly")
+        await asyncio.sleep(0.002)  # what came in the same millisecond may be repeated
+        await publish(bus, 1, 3)
+        for _ in range(2):
+            await (await anext(found)).ack()
+        await tend(raw, RedisOptions.from_url(url), EPOCHS)  # everything is acknowledged
+        [letter] = await bus.dead_letters()
+        await bus.requeue(letter.letter_id)
+        await raw.xgroup_destroy(key, "readers")
+        async with reading(bus, consumer="two") as take:
+            assert 0 in await take(3)

@@ -12,9 +12,8 @@ from esper.contracts import TopicNames
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands, Fields
 from esper.oona.redis_delay import delays_key
-from esper.oona.redis_letters import stream_key
+from esper.oona.redis_letters import groups_key, stream_key
 from esper.oona.redis_script import run_script
-from esper.oona.redis_tending import groups_key
 
 FROM_THE_START = b"-"
 """The cursor of the first claim."""

@@ -13,8 +13,9 @@ from contextlib import suppress
 from esper.contracts import GroupLosses, TopicNames, get_logger
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import DRIVER_ERRORS, Commands
+from esper.oona.redis_letters import groups_key
 from esper.oona.redis_membership import Recreated
-from esper.oona.redis_tending import StreamLook, groups_key, tend
+from esper.oona.redis_tending import StreamLook, tend
 from esper.oona.retention import DATA_LOSS, HELD_UP, Retention
 
 _TEND_SECONDS = 5.0

@@ -36,13 +36,23 @@ if #redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) == 1 then
   local claimed = redis.pcall('XCLAIM', KEYS[1], ARGV[2], 'requeued', 0, ARGV[3],
     'IDLE', ARGV[4], 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
   if claimed['err'] then return 'no group' end
+  local field = 'group:' .. ARGV[2]
+  local known = redis.call('HGET', KEYS[3], field) or ''
+  local milliseconds = tonumber(string.match(ARGV[3], '^%d+'))
+  local done_up_to, rest = string.match(known, '^(%d+)%S* (.*) %S+$')
+  if done_up_to and tonumber(done_up_to) >= milliseconds then  -- it is owed again
+    local start = string.format('%.0f-18446744073709551615', milliseconds - 1)
+    redis.pcall('HSET', KEYS[3], field, start .. ' ' .. rest .. ' -1')
+  end
 else
   redis.call('XADD', KEYS[1], '*', ARGV[5], ARGV[6])
 end
 redis.call('XDEL', KEYS[2], ARGV[1])
 return 'done'
 """
-"""An entry that still exists goes back to its group alone; one that was trimmed is published anew."""
+"""An entry that still exists goes back to its group alone; one that was trimmed is published anew.
+
+A group that vanishes after that begins before it: the note beside the stream is set back."""
 
 _LONG_IDLE_MS = 86_400_000
 
@@ -50,6 +60,11 @@ _LONG_IDLE_MS = 86_400_000
 def stream_key(options: RedisOptions, topic: TopicNames) -> str:
     """Return the key of a topic's stream."""
     return f"{options.prefix}:{topic.value}"
+
+
+def groups_key(options: RedisOptions, topic: TopicNames) -> str:
+    """Return the key of what is noted about a topic's groups."""
+    return f"{stream_key(options, topic)}:groups"
 
 
 def letters_key(options: RedisOptions) -> str:
@@ -115,9 +130,10 @@ async def requeue_letter(client: Commands, options: RedisOptions, letter_id: str
         raise unknown_letter(letter_id)
     done = await client.eval(
         _REQUEUE,
-        2,
+        3,
         stream_key(options, letter.topic),
         letters_key(options),
+        groups_key(options, letter.topic),
         letter_id,
         letter.group,
         fields[b"entry_id"],

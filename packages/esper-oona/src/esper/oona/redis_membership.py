@@ -11,9 +11,9 @@ from typing import cast
 from esper.contracts import TopicNames
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands
-from esper.oona.redis_letters import stream_key
+from esper.oona.redis_letters import groups_key, stream_key
 from esper.oona.redis_script import run_script
-from esper.oona.redis_tending import ORDER_LUA, GroupLook, StreamLook, groups_key
+from esper.oona.redis_tending import ORDER_LUA, GroupLook, StreamLook
 
 _CREATE = (
     ORDER_LUA
@@ -28,9 +28,7 @@ if redis.call('EXISTS', key) == 1 then
 end
 local function read(text) return string.match(text, '^(%S+) (%S+) (%S+)$') end
 local known = redis.call('HGET', state, 'group:' .. group)
-if remembered ~= '' and (not known or before(read(known), (read(remembered)))) then
-  known = remembered
-end
+if remembered ~= '' and not known then known = remembered end
 local last = stream['last-generated-id']
 local safe, seen, owed = last, last, 0
 if known then safe, seen, owed = read(known) end

@@ -14,7 +14,7 @@ from typing import cast
 from esper.contracts import TopicNames
 from esper.oona.options import RedisOptions
 from esper.oona.redis_client import Commands
-from esper.oona.redis_letters import stream_key
+from esper.oona.redis_letters import groups_key, stream_key
 from esper.oona.redis_script import run_script
 
 _TRIMMED_AT_ONCE = 1000
@@ -176,11 +176,6 @@ class StreamLook:
     first: bytes | None
     last: bytes
     groups: Sequence[GroupLook]
-
-
-def groups_key(options: RedisOptions, topic: TopicNames) -> str:
-    """Return the key of what is noted about a topic's groups."""
-    return f"{stream_key(options, topic)}:groups"
 
 
 async def tend(client: Commands, options: RedisOptions, topic: TopicNames) -> StreamLook | None:
