@@ -2,8 +2,10 @@
 
 import asyncio
 import inspect
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -29,6 +31,8 @@ from esper.contracts import (
 from esper.contracts.registry import bus_factory
 from esper.testkit.redis import BINARIES, RedisServer, redis_binary
 from esper.testkit.redis_groups import Cluster, start_cluster
+
+sys.path.insert(0, str(Path(__file__).parent))  # which pytest's importlib mode does not
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
