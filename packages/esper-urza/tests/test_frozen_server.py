@@ -27,16 +27,25 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esper.urza.postgres.CONNECT_SECONDS", 2)
 
 
+@pytest.mark.parametrize(
+    ("fresh_seconds", "said"),
+    [(60.0, "it is frozen, overloaded or cut off"), (0.0, "is not frozen")],
+)
 @pytest.mark.usefixtures("patience")
 def test_a_frozen_server_is_told_and_the_library_works_again_after_it(
-    server: PostgresServer, tmp_path: Path
+    server: PostgresServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_seconds: float,
+    said: str,
 ) -> None:
+    monkeypatch.setattr("esper.urza.postgres._FRESH_SECONDS", fresh_seconds)
     library = open_library(server.create_database(), open_file_store(f"file:{tmp_path}"))
     library.open()
     server.freeze()
     begun = time.monotonic()
     try:
-        with pytest.raises(BackendUnavailableError, match="is not frozen"):
+        with pytest.raises(BackendUnavailableError, match=said):
             library.list_blueprints()
     finally:
         server.thaw()

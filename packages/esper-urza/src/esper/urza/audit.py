@@ -15,8 +15,20 @@ from esper.urza.schema import events
 _PAGE = 1000
 """Events that are read at a time."""
 
-_LOCK = 0x65737065725F6576
-"""With the chain's name, the lock of those who append on PostgreSQL: "esper_ev" in ASCII."""
+_CHAIN = sa.bindparam("chain", type_=sa.Text)
+_NEWEST = (
+    sa.select(events.c.seq, events.c.hash)
+    .where(events.c.chain == _CHAIN)
+    .order_by(events.c.seq.desc())
+    .limit(1)
+)
+_NEWEST_LOCKED = sa.select(
+    sa.func.newest_event(_CHAIN).table_valued(
+        sa.column("seq", sa.BigInteger), sa.column("hash", sa.Text)
+    )
+)
+"""On PostgreSQL: from here to the end of the transaction, others who append to the chain wait."""
+_INSERT = sa.insert(events)
 
 
 def append(
@@ -26,23 +38,15 @@ def append(
 
     The last thing of a transaction: from here to its end, others who append wait.
     """
-    if connection.dialect.name == "postgresql":
-        lock = sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(chain, _LOCK))
-        connection.execute(sa.select(lock))
-    newest = (
-        sa.select(events.c.seq, events.c.hash)
-        .where(events.c.chain == chain)
-        .order_by(events.c.seq.desc())
-        .limit(1)
-    )
-    last = connection.execute(newest).one_or_none()
+    newest = _NEWEST_LOCKED if connection.dialect.name == "postgresql" else _NEWEST
+    last = connection.execute(newest, {"chain": chain}).one_or_none()
     seq, previous = (0, GENESIS) if last is None else (last.seq + 1, last.hash)
     rows: list[dict[str, Any]] = []
     for kind, content in happened:
         event = next_event(kind, dict(content), seq=seq, previous=previous)
         rows.append(_row(chain, event))
         seq, previous = seq + 1, event.hash
-    connection.execute(sa.insert(events), rows)
+    connection.execute(_INSERT, rows)
 
 
 def names(connection: sa.Connection) -> list[str]:

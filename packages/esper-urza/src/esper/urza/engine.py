@@ -29,8 +29,20 @@ from esper.contracts import (
 _LOCK_SECONDS = 15
 """How long a writer waits for another one of the same SQLite file."""
 
-WRITES = "esper_writes"
-"""Execution option of an engine whose transactions take the write lock at once."""
+_WRITES = "esper_writes"
+"""Execution option of an engine whose transactions begin by locking a SQLite file."""
+
+
+def reading(engine: sa.Engine) -> sa.Engine:
+    """Return the engine for single statements that read: on PostgreSQL they need no transaction."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+    return engine
+
+
+def writing(engine: sa.Engine) -> sa.Engine:
+    """Return the engine for transactions that write: on SQLite they take the lock at once."""
+    return engine.execution_options(**{_WRITES: True})
 
 
 def parse_url(url: str) -> sa.URL:
@@ -100,9 +112,8 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # None: Python's driver opens no transactions of its own, `_begin_sqlite` does.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
-    # With the write-ahead log this survives a crash of the process; only power loss may cost the
-    # last transactions, never consistency.
-    connection.execute("PRAGMA synchronous = NORMAL")
+    # What was acknowledged survives the loss of power too; with the write-ahead log, NORMAL would not.
+    connection.execute("PRAGMA synchronous = FULL")
     _use_write_ahead_log(connection)
 
 
@@ -124,7 +135,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later fails when another one wrote in between;
     # taking the write lock at the start makes writers queue instead.
-    writes = connection.get_execution_options().get(WRITES, False)
+    writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

@@ -5,7 +5,7 @@ Tezzeret and Urabrask file their results here, Tamiyo queries it; kernels' bytes
 `esper.contracts.library_port.Library`; the statements are in `tables`, `queries`, `claims` and `audit`.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import sqlalchemy as sa
@@ -35,7 +35,7 @@ from esper.contracts import (
     sha256_hex,
 )
 from esper.urza import audit, claims, queries, records, tables, validators
-from esper.urza.engine import WRITES, make_engine, parse_url, place, translated
+from esper.urza.engine import make_engine, parse_url, place, reading, translated, writing
 from esper.urza.migrate import upgrade
 from esper.urza.schema import (
     blueprints,
@@ -45,6 +45,8 @@ from esper.urza.schema import (
     validator_keys,
 )
 
+_MAX_KNOWN_DESIGNS = 10_000
+
 
 class SqlLibrary:
     """A library in one database; made by `open_library`, used between `open` and `close`."""
@@ -53,6 +55,8 @@ class SqlLibrary:
         self._url = url
         self._artifacts = artifacts
         self._engine: sa.Engine | None = None
+        self._compiled: dict[str, BlueprintIR] = {}
+        """Designs, which never change, of which kernels were registered here."""
 
     def open(self) -> None:
         """Connect, bring the schema up to date, open the artifact store; twice is once.
@@ -77,6 +81,7 @@ class SqlLibrary:
     def close(self) -> None:
         """Release connections, the artifact store's too; twice is once."""
         engine, self._engine = self._engine, None
+        self._compiled = {}
         if engine is not None:
             engine.dispose()
             self._artifacts.close()
@@ -115,6 +120,7 @@ class SqlLibrary:
         with self._writing() as connection:
             tables.read_blueprint(connection, blueprint_id)
             tables.archive(connection, blueprints, blueprint_id)
+            self._compiled = {}
             return tables.read_blueprint(connection, blueprint_id)
 
     def claim_blueprint(self, holder: str, *, lease_seconds: float) -> Blueprint | None:
@@ -178,12 +184,19 @@ class SqlLibrary:
         designs = self._designs({kernel.blueprint_id for kernel, _ in given})
         for _, blob in given:
             self._artifacts.put(blob)  # first, so that no row ever points to missing bytes
+        rows = {
+            each.kernel_id: records.kernel_row(each, designs[each.blueprint_id])
+            for each, _ in given
+        }
         with self._writing() as connection:
-            rows = [records.kernel_row(kernel, designs[kernel.blueprint_id]) for kernel, _ in given]
-            registered = tables.register(connection, rows)
-            if registered:
+            new = tables.register(connection, rows, designs.keys() - self._compiled.keys())
+            if new:
+                registered = {"kernels": {each: records.fingerprint(rows[each]) for each in new}}
                 audit.append(connection, LIBRARY_CHAIN, [("kernels_registered", registered)])
-            return tables.read_kernels(connection, [kernel.kernel_id for kernel, _ in given])
+            old = tables.read_kernels(connection, sorted(rows.keys() - new))
+        self._note_compiled({rows[each]["blueprint_id"] for each in new}, designs)
+        on_file = {kernel.kernel_id: kernel for kernel in old}
+        return [on_file.get(each.kernel_id) or records.as_registered(each) for each, _ in given]
 
     def get_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
         """Return one kernel's record with its latest report. Raises `NotFoundError`."""
@@ -342,8 +355,12 @@ class SqlLibrary:
 
     def _designs(self, blueprint_ids: Collection[str]) -> dict[str, BlueprintIR]:
         """Return the designs of blueprints of which kernels may be registered."""
+        known = self._compiled
+        designs = {each: known[each] for each in blueprint_ids if each in known}
+        if len(designs) == len(blueprint_ids):
+            return designs  # should one be archived by now, the database refuses its kernels
         with self._reading() as connection:
-            found = [tables.read_blueprint(connection, each) for each in sorted(blueprint_ids)]
+            found = tables.read_blueprints(connection, sorted(blueprint_ids))
         for blueprint in found:
             if blueprint.status is BlueprintStatus.ARCHIVED:
                 raise IllegalTransitionError(
@@ -352,16 +369,22 @@ class SqlLibrary:
                 )
         return {blueprint.blueprint_id: blueprint.ir for blueprint in found}
 
+    def _note_compiled(self, blueprint_ids: set[str], designs: Mapping[str, BlueprintIR]) -> None:
+        """Remember designs that are COMPILED, and will not be SUBMITTED again."""
+        known = self._compiled
+        if not blueprint_ids <= known.keys():
+            known = known if len(known) < _MAX_KNOWN_DESIGNS else {}
+            self._compiled = known | {each: designs[each] for each in blueprint_ids}
+
     @contextmanager
     def _reading(self) -> Generator[sa.Connection]:
-        with translated(self._url), self._opened().connect() as connection:
+        with translated(self._url), reading(self._opened()).connect() as connection:
             yield connection
 
     @contextmanager
     def _writing(self) -> Generator[sa.Connection]:
         """Give a transaction that is committed at the end, or rolled back by an exception."""
-        engine = self._opened().execution_options(**{WRITES: True})
-        with translated(self._url), engine.begin() as connection:
+        with translated(self._url), writing(self._opened()).begin() as connection:
             yield connection
 
     def _opened(self) -> sa.Engine:

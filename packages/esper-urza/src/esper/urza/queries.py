@@ -71,12 +71,18 @@ def select_matching(query: KernelQuery, dialect: sa.Dialect) -> sa.Select[Any]:
     found = found.add_columns(preferred.label("num_preferred"))
     if query.after is not None:
         found = found.where(_behind(query, preferred))
-    key = column[query.order_by]
     return found.order_by(
-        *([preferred.desc()] if query.preferred_tags else []),
-        (key.desc() if query.descending else key.asc()).nulls_last(),
-        column.kernel_id,
+        *([preferred.desc()] if query.preferred_tags else []), *_order(query)
     ).limit(query.limit + 1)
+
+
+def _order(query: KernelQuery) -> list[sa.ColumnElement[Any]]:
+    key, kernel_id = kernels.c[query.order_by], kernels.c.kernel_id
+    ordered = key.desc() if query.descending else key.asc()
+    if key is kernel_id:
+        return [ordered]
+    # Only where there are any: SQLite uses no index for an order that speaks of NULLs.
+    return [ordered.nulls_last() if key.nullable else ordered, kernel_id]
 
 
 def cursor_behind(query: KernelQuery, row: Row) -> str:
@@ -165,7 +171,13 @@ def _contains(column: sa.ColumnElement[str], text: str) -> list[sa.ColumnElement
 def _has_all(tags: Sequence[str], dialect: sa.Dialect) -> sa.ColumnElement[bool]:
     if dialect.name == "postgresql":
         return _tags_array().contains(tags)
-    return sa.and_(*(_has_any([tag], dialect) for tag in tags))
+    # Nested, so that SQLite intersects the index's lists of ids before it looks at any kernel.
+    found: list[sa.Select[tuple[str]]] = []
+    for tag in tags:
+        having = kernel_tags.alias()
+        inner = [having.c.kernel_id.in_(each) for each in found]
+        found = [sa.select(having.c.kernel_id).where(having.c.tag == tag, *inner)]
+    return kernels.c.kernel_id.in_(found[0])
 
 
 def _has_any(tags: Sequence[str], dialect: sa.Dialect) -> sa.ColumnElement[bool]:

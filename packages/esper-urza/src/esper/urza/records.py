@@ -74,6 +74,42 @@ def kernel_row(kernel: CompiledKernelArtifact, ir: BlueprintIR) -> dict[str, Any
     }
 
 
+KERNEL_COLUMNS = (
+    "kernel_id",
+    "blueprint_id",
+    "blueprint_name",
+    "kind",
+    "features",
+    "dtype",
+    "device",
+    "size_bytes",
+    "num_parameters",
+    "status",
+    "tags",
+    "created_at",
+    "all_tags",
+    "search",
+)
+"""The columns that `kernel_row` fills."""
+
+
+def in_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a kernel that nobody has judged as JSON can hold them."""
+    return {**row, "created_at": row["created_at"].isoformat()}
+
+
+def as_registered(kernel: CompiledKernelArtifact) -> CompiledKernelArtifact:
+    """Return a kernel as it is on file after its registration: nobody has judged it."""
+    return kernel.model_copy(
+        update={
+            "status": KernelStatus.COMPILED,
+            "tags": all_tags(kernel.tags, None),
+            "report": None,
+            "endorsement": None,
+        }
+    )
+
+
 def tag_columns(tags: Sequence[str], ir: BlueprintIR) -> dict[str, Any]:
     """Return the columns of a kernel that its tags decide."""
     return {"all_tags": list(tags), "search": " ".join((described(ir), *tags)).lower()}

@@ -142,7 +142,12 @@ kernels = sa.Table(
     ),
     sa.Index("ix_kernels_signature", "kind", "features", "dtype", "device", "status"),
     sa.Index("ix_kernels_blueprint_id", "blueprint_id"),
-    sa.Index("ix_kernels_all_tags", "all_tags", postgresql_using="gin").ddl_if("postgresql"),
+    sa.Index(
+        "ix_kernels_all_tags",
+        "all_tags",
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    ).ddl_if("postgresql"),
 )
 sa.Index(
     "ix_kernels_waiting",

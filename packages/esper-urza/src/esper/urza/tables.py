@@ -3,7 +3,8 @@
 `library` decides what happens and in which order; here is how. Searching is in `queries`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,32 +30,69 @@ from esper.urza.schema import blueprints, kernel_tags, kernels, validator_keys
 _AT_ONCE = 500
 """Ids in one statement."""
 
+_ids: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_BLUEPRINTS = sa.select(blueprints).where(blueprints.c.blueprint_id.in_(_ids))
+_KERNELS = select_kernels().where(kernels.c.kernel_id.in_(_ids))
+_TAKEN = sa.select(kernels.c.kernel_id).where(kernels.c.kernel_id.in_(_ids))
+_SET_COMPILED = (
+    sa.update(blueprints)
+    .where(
+        blueprints.c.blueprint_id.in_(_ids),
+        blueprints.c.status == BlueprintStatus.SUBMITTED.value,
+    )
+    .values(status=BlueprintStatus.COMPILED.value, lease_holder=None, lease_until=None)
+)
+
+
+def _kernels_from_json() -> sa.Insert:
+    """Return PostgreSQL's statement that inserts kernels from one JSON list of them."""
+    columns = [kernels.c[name] for name in records.KERNEL_COLUMNS]
+    types = [column.type.dialect_impl(postgresql.dialect()) for column in columns]
+    listed = sa.func.json_to_recordset(sa.bindparam("rows", type_=sa.JSON))
+    rows = listed.table_valued(
+        *(sa.column(column.name, kind) for column, kind in zip(columns, types, strict=True))
+    ).render_derived(name="given", with_types=True)
+    insert = postgresql.insert(kernels).from_select(records.KERNEL_COLUMNS, sa.select(rows))
+    return insert.on_conflict_do_nothing().returning(kernels.c.kernel_id)
+
+
+_KERNELS_FROM_JSON = _kernels_from_json()
+
 
 def insert_once(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Insert `row` unless its primary key is taken; tell whether it was inserted."""
-    return bool(_insert_new(connection, table, [row]))
+    return connection.execute(_insertion(table, connection.dialect.name), dict(row)).rowcount > 0
 
 
-def _insert_new(
-    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
-) -> list[sa.Row[Any]]:
-    """Insert the rows whose primary keys are not taken; return the keys of those."""
-    is_postgresql = connection.dialect.name == "postgresql"
-    insert = postgresql.insert(table) if is_postgresql else sqlite.insert(table)
-    statement = insert.on_conflict_do_nothing().returning(*table.primary_key.columns)
-    return [*connection.execute(statement, list(rows)).all()]
+@cache
+def _insertion(table: sa.Table, dialect_name: str) -> sa.Insert:
+    insert = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
+    return insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
 
 
 def read_blueprint(connection: sa.Connection, blueprint_id: str) -> Blueprint:
     """Return one blueprint. Raises `NotFoundError`."""
-    found = sa.select(blueprints).where(blueprints.c.blueprint_id == blueprint_id)
-    row = connection.execute(found).one_or_none()
-    if row is None:
-        raise NotFoundError(
-            f"blueprint {blueprint_id!r} is not in the library "
-            f"({place(connection.engine.url)}); submit it first"
-        )
-    return records.to_blueprint(row)
+    return read_blueprints(connection, [blueprint_id])[0]
+
+
+def read_blueprints(connection: sa.Connection, blueprint_ids: Sequence[str]) -> list[Blueprint]:
+    """Return blueprints, in the order asked for. Raises `NotFoundError`."""
+    found: dict[str, Blueprint] = {}
+    for some in _portions(blueprint_ids):
+        for row in connection.execute(_BLUEPRINTS, {"ids": some}):
+            found[row.blueprint_id] = records.to_blueprint(row)
+    for blueprint_id in blueprint_ids:
+        if blueprint_id not in found:
+            raise NotFoundError(
+                f"blueprint {blueprint_id!r} is not in the library "
+                f"({place(connection.engine.url)}); submit it first"
+            )
+    return [found[blueprint_id] for blueprint_id in blueprint_ids]
+
+
+def _portions(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _AT_ONCE):
+        yield ids[start : start + _AT_ONCE]
 
 
 def read_kernel(connection: sa.Connection, kernel_id: str) -> CompiledKernelArtifact:
@@ -67,9 +105,8 @@ def read_kernels(
 ) -> list[CompiledKernelArtifact]:
     """Return kernels with their latest reports, in the order asked for. Raises `NotFoundError`."""
     found: dict[str, CompiledKernelArtifact] = {}
-    for start in range(0, len(kernel_ids), _AT_ONCE):
-        some = kernels.c.kernel_id.in_(kernel_ids[start : start + _AT_ONCE])
-        for row in connection.execute(select_kernels().where(some)):
+    for some in _portions(kernel_ids):
+        for row in connection.execute(_KERNELS, {"ids": some}):
             found[row.kernel_id] = records.to_kernel(row)
     for kernel_id in kernel_ids:
         if kernel_id not in found:
@@ -77,31 +114,36 @@ def read_kernels(
     return [found[kernel_id] for kernel_id in kernel_ids]
 
 
-def register(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Insert kernels that are new, and tell of those what the record of events says.
+def register(
+    connection: sa.Connection, rows: Mapping[str, Mapping[str, Any]], designs: Collection[str]
+) -> list[str]:
+    """Insert those kernels, by their ids, that are not on file yet; return the ids of these.
 
-    Their blueprints are COMPILED from then on, and nobody's any more.
+    Their blueprints are COMPILED from then on, and nobody's any more; `designs` are those that may
+    not be yet.
     """
-    if not rows:
-        return {}
-    by_id = {row["kernel_id"]: row for row in rows}
-    new = [row.kernel_id for row in _insert_new(connection, kernels, list(by_id.values()))]
-    if not new:
-        return {}
-    if connection.dialect.name == "sqlite":
-        tags = [{"kernel_id": each, "tag": tag} for each in new for tag in by_id[each]["all_tags"]]
-        if tags:
-            connection.execute(sa.insert(kernel_tags), tags)
-    for blueprint_id in sorted({by_id[each]["blueprint_id"] for each in new}):
-        connection.execute(
-            sa.update(blueprints)
-            .where(
-                blueprints.c.blueprint_id == blueprint_id,
-                blueprints.c.status == BlueprintStatus.SUBMITTED.value,
-            )
-            .values(status=BlueprintStatus.COMPILED.value, lease_holder=None, lease_until=None)
-        )
-    return {"kernels": {each: records.fingerprint(by_id[each]) for each in new}}
+    new = _insert_kernels(connection, rows)
+    for some in _portions(sorted({rows[each]["blueprint_id"] for each in new} & set(designs))):
+        connection.execute(_SET_COMPILED, {"ids": some})
+    return new
+
+
+def _insert_kernels(connection: sa.Connection, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if connection.dialect.name == "postgresql":
+        # All in one parameter: a statement with thousands of them takes longer to read than to run.
+        given = {"rows": [records.in_json(row) for row in rows.values()]}
+        return list(connection.scalars(_KERNELS_FROM_JSON, given))
+    # This transaction has the file's lock, so nobody else inserts any meanwhile.
+    taken: set[str] = set()
+    for some in _portions(list(rows)):
+        taken.update(connection.scalars(_TAKEN, {"ids": some}))
+    new = [kernel_id for kernel_id in rows if kernel_id not in taken]
+    if new:
+        connection.execute(sa.insert(kernels), [dict(rows[each]) for each in new])
+    tags = [{"kernel_id": each, "tag": tag} for each in new for tag in rows[each]["all_tags"]]
+    if tags:
+        connection.execute(sa.insert(kernel_tags), tags)
+    return new
 
 
 def lock_kernel(connection: sa.Connection, kernel_id: str) -> records.Row:
