@@ -40,6 +40,13 @@ def reading(engine: sa.Engine) -> sa.Engine:
     return engine
 
 
+def unchanging(engine: sa.Engine) -> sa.Engine:
+    """Return the engine for transactions that see one state of the database throughout."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine
+
+
 def writing(engine: sa.Engine) -> sa.Engine:
     """Return the engine for transactions that write: on SQLite they take the lock at once."""
     return engine.execution_options(**{_WRITES: True})

@@ -22,6 +22,7 @@ from esper.contracts import (
     BlueprintStatus,
     ChainedEvent,
     CompiledKernelArtifact,
+    Contract,
     Endorsement,
     FieldReport,
     IllegalTransitionError,
@@ -34,9 +35,17 @@ from esper.contracts import (
     run_chain,
     sha256_hex,
 )
-from esper.urza import audit, claims, queries, records, tables, validators
-from esper.urza.engine import make_engine, parse_url, place, reading, translated, writing
-from esper.urza.migrate import upgrade
+from esper.urza import audit, claims, lookup, queries, records, tables, validators
+from esper.urza.engine import (
+    make_engine,
+    parse_url,
+    place,
+    reading,
+    translated,
+    unchanging,
+    writing,
+)
+from esper.urza.migrate import newest_revision, revision, upgrade
 from esper.urza.schema import (
     blueprints,
     field_reports,
@@ -85,6 +94,26 @@ class SqlLibrary:
         if engine is not None:
             engine.dispose()
             self._artifacts.close()
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """Where the kernels' bytes are; open while the library is."""
+        return self._artifacts
+
+    def revisions(self) -> tuple[str | None, str]:
+        """Return the revisions of the database's schema, None for an empty one, and of this code.
+
+        Raises:
+            BackendUnavailableError: as `open`.
+
+        """
+        with self._unopened() as engine:
+            return revision(engine), newest_revision()
+
+    def migrate(self) -> None:
+        """Bring the schema up to date, as `open` does. Raises `BackendUnavailableError`."""
+        with self._unopened() as engine:
+            upgrade(engine)
 
     def submit_blueprint(self, ir: BlueprintIR) -> Blueprint:
         """File a design under its content hash; the same design twice is one."""
@@ -352,6 +381,31 @@ class SqlLibrary:
                 return
             yield from found
             since = found[-1].seq + 1
+
+    def find_ids(self, prefix: str) -> Sequence[tuple[str, str]]:
+        """Return kind and id of some records, of every kind, whose ids begin with `prefix`."""
+        with self._reading() as connection:
+            return list(lookup.find_ids(connection, prefix))
+
+    def find_record(self, kind: str, record_id: str) -> Contract:
+        """Return the record of a kind that `find_ids` names. Raises `NotFoundError`."""
+        with self._reading() as connection:
+            return lookup.find_record(connection, kind, record_id)
+
+    @contextmanager
+    def snapshot(self) -> Generator[sa.Connection]:
+        """Give one unchanging view of the database, for who walks through all of it."""
+        with translated(self._url), unchanging(self._opened()).connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _unopened(self) -> Generator[sa.Engine]:
+        engine = make_engine(self._url)
+        try:
+            with translated(self._url):
+                yield engine
+        finally:
+            engine.dispose()
 
     def _designs(self, blueprint_ids: Collection[str]) -> dict[str, BlueprintIR]:
         """Return the designs of blueprints of which kernels may be registered."""

@@ -62,6 +62,26 @@ def upgrade(engine: sa.Engine) -> None:
             command.upgrade(config, "head")
 
 
+def revision(engine: sa.Engine) -> str | None:
+    """Return the revision of a database's schema, None for an empty one.
+
+    Raises:
+        BackendUnavailableError: if it is newer than this code.
+        sqlalchemy.exc.SQLAlchemyError: what the driver raises, not wrapped.
+
+    """
+    with engine.connect() as connection:
+        _is_current(connection, ScriptDirectory.from_config(make_config()))
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_revision() -> str:
+    """Return the revision of this code's schema."""
+    newest = ScriptDirectory.from_config(make_config()).get_current_head()
+    assert newest is not None
+    return newest
+
+
 def _is_current(connection: sa.Connection, scripts: ScriptDirectory) -> bool:
     applied = set(MigrationContext.configure(connection).get_current_heads())
     known = {script.revision for script in scripts.walk_revisions()}

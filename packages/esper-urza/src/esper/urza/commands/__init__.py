@@ -1,0 +1,1 @@
+"""The commands of `urza`, a file for each subject; `session` has what they share."""
