@@ -116,7 +116,7 @@ def test_every_error_is_an_esper_error_and_a_builtin_one() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, EsperError) and value is not EsperError
     ]
-    assert len(children) == 16
+    assert len(children) == 18
     for child in children:
         assert issubclass(child.__bases__[0], EsperError)
         *ours, exception, _, _ = child.__mro__

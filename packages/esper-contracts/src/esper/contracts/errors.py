@@ -71,3 +71,11 @@ class MessageTooLargeError(MessageError):
 
 class ChainError(EsperError, ValueError):
     """A hash-chained log is broken; names the first bad line."""
+
+
+class ManifestError(EsperError, ValueError):
+    """A signed document was changed or forged, or does not fit what it is about."""
+
+
+class UntrustedKeyError(ManifestError, PermissionError):
+    """A signature verifies, but its key is not one that is trusted, or not for what it signed."""

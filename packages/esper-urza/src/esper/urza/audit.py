@@ -38,15 +38,23 @@ def append(
 
     The last thing of a transaction: from here to its end, others who append wait.
     """
-    newest = _NEWEST_LOCKED if connection.dialect.name == "postgresql" else _NEWEST
-    last = connection.execute(newest, {"chain": chain}).one_or_none()
-    seq, previous = (0, GENESIS) if last is None else (last.seq + 1, last.hash)
+    seq, previous = hold(connection, chain)
     rows: list[dict[str, Any]] = []
     for kind, content in happened:
         event = next_event(kind, dict(content), seq=seq, previous=previous)
         rows.append(_row(chain, event))
         seq, previous = seq + 1, event.hash
     connection.execute(_INSERT, rows)
+
+
+def hold(connection: sa.Connection, chain: str) -> tuple[int, str]:
+    """Return how many events a chain has and the hash of the last; nobody else appends meanwhile.
+
+    That is, until the transaction ends; so this is one of the last things in it.
+    """
+    newest = _NEWEST_LOCKED if connection.dialect.name == "postgresql" else _NEWEST
+    last = connection.execute(newest, {"chain": chain}).one_or_none()
+    return (0, GENESIS) if last is None else (last.seq + 1, last.hash)
 
 
 def names(connection: sa.Connection) -> list[str]:

@@ -430,6 +430,17 @@ class SqlLibrary:
             known = known if len(known) < _MAX_KNOWN_DESIGNS else {}
             self._compiled = known | {each: designs[each] for each in blueprint_ids}
 
+    @property
+    def place(self) -> str:
+        """Where the records are, without credentials."""
+        return place(self._url)
+
+    @contextmanager
+    def transaction(self) -> Generator[sa.Connection]:
+        """Give a transaction for changes that this class has no method for: all of it or nothing."""
+        with self._writing() as connection:
+            yield connection
+
     @contextmanager
     def _reading(self) -> Generator[sa.Connection]:
         with translated(self._url), reading(self._opened()).connect() as connection:

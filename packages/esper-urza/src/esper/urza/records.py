@@ -58,6 +58,15 @@ def described(ir: BlueprintIR) -> str:
 def kernel_row(kernel: CompiledKernelArtifact, ir: BlueprintIR) -> dict[str, Any]:
     """Return the columns of a kernel that nobody has judged yet."""
     return {
+        **_lasting(kernel),
+        "status": KernelStatus.COMPILED.value,
+        **tag_columns(all_tags(kernel.tags, None), ir),
+    }
+
+
+def _lasting(kernel: CompiledKernelArtifact) -> dict[str, Any]:
+    """Return the columns of a kernel that never change."""
+    return {
         "kernel_id": kernel.kernel_id,
         "blueprint_id": kernel.blueprint_id,
         "blueprint_name": kernel.blueprint_name,
@@ -67,10 +76,8 @@ def kernel_row(kernel: CompiledKernelArtifact, ir: BlueprintIR) -> dict[str, Any
         "device": kernel.signature.device,
         "size_bytes": kernel.size_bytes,
         "num_parameters": kernel.num_parameters,
-        "status": KernelStatus.COMPILED.value,
         "tags": list(kernel.tags),
         "created_at": kernel.created_at,
-        **tag_columns(all_tags(kernel.tags, None), ir),
     }
 
 
@@ -138,6 +145,13 @@ def fingerprint(row: Mapping[str, Any]) -> str:
     return sha256_hex(canonical_json(lasting))
 
 
+def fingerprint_of(record: CompiledKernelArtifact | ValidationReport | FieldReport) -> str:
+    """Return the fingerprint of a kernel with its own tags only, of a report or of an outcome."""
+    if isinstance(record, CompiledKernelArtifact):
+        return fingerprint(_lasting(record))
+    return report_fingerprint(_as_json(record))
+
+
 def report_fingerprint(content: Any) -> str:
     """Return the sha256 of a report as the database keeps it, for the record of events."""
     return sha256_hex(canonical_json(content))
@@ -150,7 +164,7 @@ def verdict_event(report: ValidationReport, endorsement: Endorsement | None) -> 
         "report_id": report.report_id,
         "validator_id": report.validator_id,
         "passed": report.passed,
-        "report": report_fingerprint(_as_json(report)),
+        "report": fingerprint_of(report),
         "endorsement": None if endorsement is None else endorsement.model_dump(),
     }
 
@@ -161,7 +175,7 @@ def outcome_event(report: FieldReport) -> dict[str, Any]:
         "report_id": report.report_id,
         "kernel_id": report.kernel_id,
         "outcome": report.outcome.value,
-        "report": report_fingerprint(_as_json(report)),
+        "report": fingerprint_of(report),
     }
 
 
@@ -223,26 +237,47 @@ def to_kernel(row: Row) -> CompiledKernelArtifact:
 
 def _kernel(row: Row) -> CompiledKernelArtifact:
     report = None if row.content is None else ValidationReport.model_validate(row.content)
-    endorsement = None
-    if row.endorsement_key_id is not None:
-        endorsement = Endorsement(
-            key_id=row.endorsement_key_id, signature=row.endorsement_signature
-        )
     return CompiledKernelArtifact(
-        kernel_id=row.kernel_id,
-        blueprint_id=row.blueprint_id,
-        blueprint_name=row.blueprint_name,
-        signature=KernelSignature(
-            kind=row.kind, features=row.features, dtype=row.dtype, device=row.device
-        ),
-        size_bytes=row.size_bytes,
-        num_parameters=row.num_parameters,
+        **_registered(row),
         status=row.status,
         tags=all_tags(row.tags, report),
         report=report,
-        endorsement=endorsement,
-        created_at=row.created_at,
+        endorsement=_endorsement(row),
     )
+
+
+def to_registered(row: Row) -> CompiledKernelArtifact:
+    """Return the kernel in a row of `kernels` as it was registered: nobody had judged it."""
+    return _validated(
+        f"kernel {row.kernel_id}",
+        lambda: CompiledKernelArtifact(**_registered(row), tags=tuple(row.tags)),
+    )
+
+
+def to_endorsement(row: Row) -> Endorsement | None:
+    """Return the endorsement in a row of `kernels`."""
+    return _validated(f"kernel {row.kernel_id}", lambda: _endorsement(row))
+
+
+def _registered(row: Row) -> dict[str, Any]:
+    """Return the fields of a kernel that never change, but for its tags."""
+    return {
+        "kernel_id": row.kernel_id,
+        "blueprint_id": row.blueprint_id,
+        "blueprint_name": row.blueprint_name,
+        "signature": KernelSignature(
+            kind=row.kind, features=row.features, dtype=row.dtype, device=row.device
+        ),
+        "size_bytes": row.size_bytes,
+        "num_parameters": row.num_parameters,
+        "created_at": row.created_at,
+    }
+
+
+def _endorsement(row: Row) -> Endorsement | None:
+    if row.endorsement_key_id is None:
+        return None
+    return Endorsement(key_id=row.endorsement_key_id, signature=row.endorsement_signature)
 
 
 def to_field_report(row: Row) -> FieldReport:
@@ -266,7 +301,7 @@ def to_validator_key(row: Row) -> ValidatorKey:
     )
 
 
-def _validated[Record: Contract](described: str, build: Callable[[], Record]) -> Record:
+def _validated[Record: Contract | None](described: str, build: Callable[[], Record]) -> Record:
     try:
         return build()
     except ValidationError as error:
