@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from esper.contracts import setup_logging
-from esper.urza.commands import blueprints, collecting, kernels, migrating, querying, showing
+from esper.urza.commands import (
+    blueprints,
+    collecting,
+    kernels,
+    migrating,
+    querying,
+    showing,
+    verifying,
+)
 from esper.urza.commands.session import session
 
 _HELP = """
@@ -25,6 +33,7 @@ damaged; 2: bad input. Every command has --help with examples, and --json.
   urza --run runs/demo kernels list      what a run had to choose from
   urza query --tag zero_init             the kernels that match
   urza show 3f2a                         one record, whatever it is
+  urza verify                            is everything as it was filed
   urza gc                                what could be deleted
 """
 
@@ -40,6 +49,7 @@ app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels.app, name="kernels")
 app.command("query", help=querying.HELP)(querying.query)
 app.command("show", help=showing.HELP)(showing.show)
+app.command("verify", help=verifying.HELP)(verifying.verify_library)
 app.command("gc", help=collecting.HELP)(collecting.gc)
 
 

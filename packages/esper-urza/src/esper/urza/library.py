@@ -6,7 +6,7 @@ Tezzeret and Urabrask file their results here, Tamiyo queries it; kernels' bytes
 """
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import sqlalchemy as sa
 
@@ -397,6 +397,10 @@ class SqlLibrary:
         """Give one unchanging view of the database, for who walks through all of it."""
         with translated(self._url), unchanging(self._opened()).connect() as connection:
             yield connection
+
+    def changing(self) -> AbstractContextManager[sa.Connection]:
+        """Give a transaction for what this class has no method for; its events come last in it."""
+        return self._writing()
 
     @contextmanager
     def _unopened(self) -> Generator[sa.Engine]:

@@ -152,6 +152,11 @@ def fingerprint_of(record: CompiledKernelArtifact | ValidationReport | FieldRepo
     return report_fingerprint(_as_json(record))
 
 
+def row_fingerprint(row: Row) -> str:
+    """Return the fingerprint of a kernel that is on file."""
+    return fingerprint({column: getattr(row, column) for column in _LASTING})
+
+
 def report_fingerprint(content: Any) -> str:
     """Return the sha256 of a report as the database keeps it, for the record of events."""
     return sha256_hex(canonical_json(content))

@@ -31,6 +31,8 @@ from esper.urza.library import SqlLibrary
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+_NEVER_CUT = 10_000
+"""Columns of a terminal that no table needs."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
@@ -175,5 +177,4 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         table.add_column(name.strip(), justify=justify, no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*row)
-    out = console()
-    out.print(table, crop=False)
+    Console(highlight=False, emoji=False, width=_NEVER_CUT).print(table)
