@@ -57,6 +57,11 @@ def hold(connection: sa.Connection, chain: str) -> tuple[int, str]:
     return (0, GENESIS) if last is None else (last.seq + 1, last.hash)
 
 
+def restore(connection: sa.Connection, chain: str, happened: Sequence[ChainedEvent]) -> None:
+    """File events as they were made elsewhere; the database refuses those that do not follow its last."""
+    connection.execute(_INSERT, [_row(chain, event) for event in happened])
+
+
 def names(connection: sa.Connection) -> list[str]:
     """Return the names of all chains."""
     return list(connection.scalars(sa.select(events.c.chain).distinct().order_by(events.c.chain)))

@@ -14,9 +14,12 @@ from esper.urza.commands import (
     blueprints,
     collecting,
     kernels,
+    keys,
     migrating,
     querying,
+    sealed,
     showing,
+    transferring,
     verifying,
 )
 from esper.urza.commands.session import session
@@ -35,6 +38,8 @@ damaged; 2: bad input. Every command has --help with examples, and --json.
   urza show 3f2a                         one record, whatever it is
   urza verify                            is everything as it was filed
   urza gc                                what could be deleted
+  urza keys list                         who signs, and who judges
+  urza export library.tar                all of it, in one file
 """
 
 app = typer.Typer(
@@ -51,6 +56,10 @@ app.command("query", help=querying.HELP)(querying.query)
 app.command("show", help=showing.HELP)(showing.show)
 app.command("verify", help=verifying.HELP)(verifying.verify_library)
 app.command("gc", help=collecting.HELP)(collecting.gc)
+keys.app.command("verify", help=sealed.HELP)(sealed.verify)
+app.add_typer(keys.app, name="keys")
+app.command("export", help=transferring.EXPORT_HELP)(transferring.export)
+app.command("import", help=transferring.IMPORT_HELP)(transferring.import_)
 
 
 @app.callback()

@@ -27,7 +27,7 @@ _OTHER = (BackendUnavailableError, "check its mode, owner and free space, or cho
 
 
 @contextmanager
-def translated(folder: Path, verb: str) -> Generator[None]:
+def translated(folder: Path, verb: str, *, what: str = "artifact folder") -> Generator[None]:
     """Turn the system's errors into ours; `verb` is what could not be done to `folder`.
 
     Raises:
@@ -43,6 +43,4 @@ def translated(folder: Path, verb: str) -> Generator[None]:
         raise
     except OSError as error:
         kind, advice = _KINDS.get(error.errno or 0, _OTHER)
-        raise kind(
-            f"the artifact folder {folder} cannot be {verb}: {error.strerror}; {advice}"
-        ) from error
+        raise kind(f"the {what} {folder} cannot be {verb}: {error.strerror}; {advice}") from error
