@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import random
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Generator
@@ -355,59 +352,6 @@ def test_an_import_that_is_interrupted_at_any_step_leaves_no_record(case: Case) 
         if num_steps == stop_at:
             _expect_empty(case.target)
     assert stop_at > 15
-
-
-_CHILD = """
-import os, signal, sys
-from pathlib import Path
-from esper.urza import open_file_store, open_library
-from esper.urza.importing import import_library
-folder, file, line = sys.argv[1], sys.argv[2], int(sys.argv[3])
-library = open_library(f"sqlite:///{folder}/killed.db", open_file_store(Path(folder, "killed").as_uri()))
-library.open()
-count = 0
-
-def follow(frame, event, argument):
-    global count
-    if "/esper/urza/" not in frame.f_code.co_filename:
-        return None
-    count += event == "line"
-    if count == line:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return follow
-
-sys.settrace(follow)
-import_library(library, Path(file))
-sys.settrace(None)
-print(count)
-"""
-_NUM_KILLS = int(os.environ.get("ESPER_IMPORT_KILLS", "6"))
-
-
-@pytest.mark.long
-def test_an_import_that_is_killed_at_any_line_leaves_all_or_nothing(
-    case: Case, tmp_path: Path
-) -> None:
-    case.path.write_bytes(case.content)
-    chance = random.Random(13)
-    num_lines = 0
-    for number in range(_NUM_KILLS):
-        folder = tmp_path / f"kill-{number}"
-        folder.mkdir()
-        line = -1 if number == 0 else chance.randrange(1, num_lines)
-        command = [sys.executable, "-c", _CHILD, str(folder), str(case.path), str(line)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode in (-9, 0), done.stderr
-        num_lines = num_lines or int(done.stdout)
-        library = _open(folder, "killed")
-        if library.chains():
-            assert list(verify(library)) == []
-        else:
-            _expect_empty(library)
-            import_library(library, case.path)
-        export_library(library, folder / "again.tar", key=KEY)
-        assert (folder / "again.tar").read_bytes() == case.content
-        library.close()
 
 
 def test_a_large_artifact_passes_in_little_memory(

@@ -75,10 +75,7 @@ def export_library(
 
     """
     with _new_file(path) as file, ExitStack() as stack:
-        lists = {
-            name: stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
-            for name in contents.LISTS
-        }
+        lists = {name: stack.enter_context(_temporary_file(path.parent)) for name in contents.LISTS}
         with library.snapshot() as connection:
             manifest = _write_lists(connection, lists, path, tell)
             known = keyring.read_keys(connection)
@@ -130,6 +127,7 @@ def _write_list(
             num_records += 1
             if num_records % 1000 == 0:
                 tell(name, num_records, None)
+        file.flush()
         tell(name, num_records, num_records)
         return Member(
             name=name,
@@ -204,12 +202,25 @@ def _new_file(path: Path) -> Generator[BinaryIO]:
     with translated(path.parent, "written", what="folder"):
         file = draft.open("xb")
     try:
-        with file:
-            yield file
-            with translated(path, "written", what="file"):
-                file.flush()
-                os.fsync(file.fileno())
-                path.hardlink_to(draft)
+        yield file
+        with translated(path, "written", what="file"):
+            file.flush()
+            os.fsync(file.fileno())
+            path.hardlink_to(draft)
     finally:
         with suppress(OSError):  # what happened before is what matters
+            file.close()
+        with suppress(OSError):
             draft.unlink()
+
+
+@contextmanager
+def _temporary_file(folder: Path) -> Generator[IO[bytes]]:
+    """Give a file without a name, which is gone afterwards."""
+    with translated(folder, "written", what="folder"):
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below, come what may
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # on a full disk, what it still had to write
+            file.close()

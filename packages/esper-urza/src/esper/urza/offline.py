@@ -73,14 +73,12 @@ def verify_manifest(
         raise ConfigError(
             f"{manifest} is about a whole library, which has no one artifact; leave it out"
         )
-    known = None
-    if record is not None:
-        known, events = _read_record(record, signed)
-        if isinstance(what, KernelManifest):
-            check_events(what, events)
+    known, events = (None, {}) if record is None else _read_record(record, signed)
     path = check_trust(signed, trusted, known)
     if isinstance(what, KernelManifest):
         check_kernel(what)
+        if record is not None:
+            check_events(what, events)
         if artifact is not None:
             check_artifact(what, artifact)
     return Verified(
