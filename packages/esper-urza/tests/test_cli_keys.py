@@ -141,6 +141,7 @@ def test_a_library_is_exported_and_imported(
     urza("verify", library="copy")
     urza("export", "again.tar", "--key", "library.key", library="copy")
     assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "library.tar").read_bytes()
+    assert "library.tar is whole" in urza("import", "library.tar", "--check", library="no/where")
     urza("keys", "generate", "other.key")
     stranger = ("import", "library.tar", "--trust", "other.key.pub")
     assert "which is not trusted" in urza(*stranger, code=2, library="other")

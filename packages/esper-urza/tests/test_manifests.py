@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +117,18 @@ def test_a_manifest_comes_back_from_its_file_and_verifies() -> None:
     assert json.loads(SIGNED.file())["manifest"]["media_type"] == (
         "application/vnd.esper.kernel-manifest+json"
     )
+
+
+def test_the_readme_tells_others_how_to_verify() -> None:
+    document = json.loads(SIGNED.file())
+    content = json.dumps(
+        document["manifest"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    public_key = Ed25519PublicKey.from_public_bytes(
+        bytes.fromhex(document["signature"]["public_key"])
+    )
+    signed = b"esper.urza.manifest.v1\0" + content.encode()
+    public_key.verify(bytes.fromhex(document["signature"]["signature"]), signed)
 
 
 @settings(max_examples=300, deadline=None)

@@ -34,7 +34,7 @@ from esper.contracts import (
 from esper.urza import keyring, open_file_store, open_library
 from esper.urza.bundle import BundleWriter
 from esper.urza.exporting import export_library
-from esper.urza.importing import import_library
+from esper.urza.importing import check_file, import_library
 from esper.urza.library import SqlLibrary
 from esper.urza.manifests import LibraryManifest, Member, parse, sign
 from esper.urza.schema import metadata
@@ -69,6 +69,12 @@ class Case:
         with pytest.raises(kind, match=match):
             import_library(self.target, self.path)
         _expect_empty(self.target)
+
+    def refuse_to_check(self, content: bytes) -> None:
+        """Expect that the file alone is found out."""
+        self.path.write_bytes(content)
+        with pytest.raises(EsperError):
+            check_file(self.path)
 
 
 def _expect_empty(library: SqlLibrary) -> None:
@@ -133,6 +139,18 @@ def test_a_file_that_was_cut_off_is_refused_and_says_where(case: Case) -> None:
         case.refuse(case.content + more, ArtifactIntegrityError, "has more in it than its manifest")
 
 
+def test_a_file_is_checked_without_any_library(case: Case) -> None:
+    case.path.write_bytes(case.content)
+    assert check_file(case.path, trusted=[KEY.public_key]).path == (KEY.key_id,)
+    chance = random.Random(7)
+    for place in chance.sample(range(len(case.content)), 20):
+        changed = bytearray(case.content)
+        changed[place] ^= 1
+        case.refuse_to_check(bytes(changed))
+    blob = _members(case.content).popitem()[1]
+    case.refuse_to_check(case.content.replace(blob, blob[:-1] + b"?"))
+
+
 def _members(content: bytes) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -165,7 +183,11 @@ def test_members_in_another_order_twice_or_under_other_names_are_refused(case: C
         case.refuse(_bundle(renamed), ArtifactIntegrityError, "another order: expected artifacts/")
     blob = members[-1][1]
     other = [*members[:-1], (members[-1][0], blob[:-1] + b"?")]
-    case.refuse(_bundle(other), ArtifactIntegrityError, "the upload was damaged or misnamed")
+    case.refuse(
+        _bundle(other),
+        ArtifactIntegrityError,
+        "was changed or damaged: the bytes in it of artifact",
+    )
     with tarfile.open(case.path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("manifest.json"), io.BytesIO(b""))
     case.refuse(case.path.read_bytes(), ArtifactIntegrityError, "expected manifest.json|cut off")

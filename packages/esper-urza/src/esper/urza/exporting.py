@@ -197,7 +197,7 @@ def _artifacts(file: IO[bytes]) -> Iterator[tuple[str, int]]:
 def _new_file(path: Path) -> Generator[BinaryIO]:
     """Give a new file, which appears under its name when it is complete; never replaces one."""
     if path.exists():
-        raise ConfigError(f"{path} exists, and an export never replaces a file; give another name")
+        raise _exists(path)
     draft = path.with_name(f".{path.name}.{new_id()}")
     with translated(path.parent, "written", what="folder"):
         file = draft.open("xb")
@@ -206,12 +206,30 @@ def _new_file(path: Path) -> Generator[BinaryIO]:
         with translated(path, "written", what="file"):
             file.flush()
             os.fsync(file.fileno())
-            path.hardlink_to(draft)
+            _publish(draft, path)
     finally:
         with suppress(OSError):  # what happened before is what matters
             file.close()
         with suppress(OSError):
             draft.unlink()
+
+
+def _publish(draft: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(draft)  # unlike a new name for it, this fails if `path` exists by now
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError:  # a file system without hard links
+        draft.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must survive a power loss
+    finally:
+        os.close(folder)
+
+
+def _exists(path: Path) -> ConfigError:
+    return ConfigError(f"{path} exists, and an export never replaces a file; give another name")
 
 
 @contextmanager

@@ -5,6 +5,8 @@ each under its hash, then the records are written in one transaction. Whatever e
 artifacts without records, which garbage collection removes.
 """
 
+import tempfile
+from collections import deque
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +18,17 @@ import sqlalchemy as sa
 from esper.contracts import (
     LIBRARY_CHAIN,
     ArtifactIntegrityError,
+    ArtifactStore,
     ConfigError,
     IllegalTransitionError,
 )
 from esper.urza import audit, rows
 from esper.urza.bundle import BundleReader
 from esper.urza.exporting import Tell, silent
+from esper.urza.file_store import open_file_store
 from esper.urza.import_checks import Found, check_lists
 from esper.urza.import_rows import insert_rows
-from esper.urza.library import SqlLibrary
+from esper.urza.library import SqlLibrary, open_library
 from esper.urza.lists import Lists, read_lists
 from esper.urza.manifests import LibraryManifest, SignedManifest
 from esper.urza.schema import metadata
@@ -67,13 +71,37 @@ def import_library(
         BackendUnavailableError: if a server, or the disk, fails. No record is left then.
 
     """
+    return _import(library, library.artifacts, path, trusted, tell)
+
+
+def check_file(
+    path: Path, *, trusted: Collection[str] | None = None, tell: Tell = silent
+) -> Imported:
+    """Verify a file just as an import does, and keep nothing of it. Raises as `import_library`."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_file_store((Path(folder) / "artifacts").as_uri())
+        library = open_library(f"sqlite:///{folder}/library.db", store)
+        library.open()
+        try:
+            return _import(library, None, path, trusted, tell)
+        finally:
+            library.close()
+
+
+def _import(
+    library: SqlLibrary,
+    store: ArtifactStore | None,
+    path: Path,
+    trusted: Collection[str] | None,
+    tell: Tell,
+) -> Imported:
     with _opened(path) as file:
         lists = read_lists(BundleReader(file, path))
         with library.snapshot() as connection:
             _check_empty(connection, library.place)
         found = check_lists(lists, tell)
         keys = () if trusted is None else check_trust(lists.signed, trusted, found.record)
-        _store_artifacts(library, lists, found, tell)
+        _take_artifacts(store, lists, found, tell)
         with library.transaction() as connection:
             # From here on nobody else writes to the library's chain, so to the library.
             audit.hold(connection, LIBRARY_CHAIN)
@@ -83,7 +111,8 @@ def import_library(
     return Imported(signed=lists.signed, manifest=lists.manifest, path=keys)
 
 
-def _store_artifacts(library: SqlLibrary, lists: Lists, found: Found, tell: Tell) -> None:
+def _take_artifacts(store: ArtifactStore | None, lists: Lists, found: Found, tell: Tell) -> None:
+    """Store the artifacts, verified; without a store only verify them."""
     total = sum(size_bytes for _, size_bytes in found.artifacts)
     said = (lists.manifest.num_artifacts, lists.manifest.artifact_bytes)
     if said != (len(found.artifacts), total):
@@ -94,7 +123,11 @@ def _store_artifacts(library: SqlLibrary, lists: Lists, found: Found, tell: Tell
     done = 0
     lists.go_behind()
     for sha256, size_bytes in found.artifacts:
-        library.artifacts.put_stream(lists.artifact(sha256, size_bytes), sha256=sha256)
+        chunks = lists.artifact(sha256, size_bytes)
+        if store is None:
+            deque(chunks, maxlen=0)
+        else:
+            store.put_stream(chunks, sha256=sha256)
         done += size_bytes
         tell("artifacts", done, total)
     lists.end()

@@ -49,8 +49,22 @@ class Lists:
             )
 
     def artifact(self, sha256: str, size_bytes: int) -> Iterator[bytes]:
-        """Give the bytes of the next artifact, not verified; they begin behind the lists."""
-        return self._reader.chunks(contents.artifact_name(sha256), size_bytes)
+        """Give the bytes of the next artifact; they begin behind the lists.
+
+        Raises:
+            ArtifactIntegrityError: if it is not the next, or, at its end, if the bytes are others.
+
+        """
+        with RunningHash() as running:
+            for chunk in self._reader.chunks(contents.artifact_name(sha256), size_bytes):
+                running.update(chunk)
+                yield chunk
+            found = running.hexdigest()
+        if found != sha256:
+            raise ArtifactIntegrityError(
+                f"{self._reader.path} was changed or damaged: the bytes in it of artifact {sha256} hash to "
+                f"{found}; export the library again"
+            )
 
     def go_behind(self) -> None:
         """Go to where the artifacts begin."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from esper.urza.commands.keys import load
 from esper.urza.commands.session import Json, command, console, opened_here, print_json
 from esper.urza.exporting import Tell, export_library
-from esper.urza.importing import import_library
+from esper.urza.importing import check_file, import_library
 from esper.urza.manifests import LibraryManifest, SignedManifest
 from esper.urza.signing import read_public_key
 
@@ -36,6 +36,7 @@ that were stored by then are removed by `urza gc`.
 
 \b
   urza --library sqlite:///copy.db --artifacts file:copy import library.tar --trust library.key.pub
+  urza import library.tar --trust library.key.pub --check      is this backup good
 """
 
 
@@ -65,10 +66,18 @@ def import_(
             show_default="take it from anybody, if it is whole",
         ),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only verify the file; needs no library.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fill an empty library from a file."""
     trusted = None if trust is None else [read_public_key(each) for each in trust]
+    if check:
+        with _progress() as tell:
+            checked = check_file(file, trusted=trusted, tell=tell)
+        _print(checked.signed, checked.manifest, f"{file} is whole", as_json=as_json)
+        return
     with opened_here() as (library, _), _progress() as tell:
         done = import_library(library, file, trusted=trusted, tell=tell)
     _print(done.signed, done.manifest, f"read {file}", as_json=as_json)
