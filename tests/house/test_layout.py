@@ -23,7 +23,7 @@ def test_every_folder_of_the_workspace_is_a_whole_member(root: Path, projects: P
     folders = {path.parent for path in root.glob("*/*/src")}
     assert folders == {folder for folder, _ in projects.values()}
     for name, (folder, project) in projects.items():
-        module = folder / "src" / "esper" / name.removeprefix("esper-")
+        module = folder / "src" / "esper" / name.removeprefix("esper-").replace("-", "_")
         assert (module / "__init__.py").is_file(), name
         assert (module / "py.typed").is_file(), name
         where = folder.relative_to(root)

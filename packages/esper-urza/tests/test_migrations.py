@@ -303,7 +303,7 @@ def _assert_migrated_once(url: str) -> None:
     try:
         with engine.connect() as connection:
             revisions = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
-            assert revisions.scalars().all() == ["0003"]
+            assert revisions.scalars().all() == ["0004"]
         assert set(_described(engine)) == {table.name for table in _tables(engine)}
     finally:
         engine.dispose()
@@ -361,12 +361,12 @@ def test_the_command_line_tells_what_is_wrong_in_one_line(
 def test_the_command_line_prints_sql_without_a_database(
     run_alembic: Callable[..., tuple[bool, str]],
 ) -> None:
-    url = "postgresql://user:secret@nowhere/library"
+    url = "postgresql://user:hunter2@nowhere/library"
     succeeded, output = run_alembic("upgrade", "head", "--sql", database_url=url)
     assert succeeded
     assert "CREATE TABLE kernels" in output
     assert "FOREIGN KEY(kernel_id, report_id)" in output
-    assert "secret" not in output
+    assert "hunter2" not in output
 
 
 def test_a_script_for_sqlite_is_refused_because_it_would_have_to_read_the_database(

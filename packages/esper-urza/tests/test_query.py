@@ -211,3 +211,11 @@ def test_text_that_a_database_cannot_hold_is_refused_or_kept_never_changed(
         assert "cannot store this value" in str(error)  # noqa: PT017
     else:
         assert library.field_reports(report.run_id)[0].run_id == report.run_id
+
+
+def test_any_number_of_tags_may_be_asked_for(filled: Filled) -> None:
+    library, kernels = filled
+    many = frozenset(f"tag {number}" for number in range(90))
+    assert library.query(KernelQuery(status=None, required_tags=many)) == []
+    none_of_them = library.query(KernelQuery(status=None, excluded_tags=many))
+    assert len(none_of_them) == len(kernels)

@@ -29,7 +29,7 @@ def adopt(library: SqlLibrary) -> int:
         ChainError: if a chain does not verify.
 
     """
-    with library.changing() as connection:
+    with library.transaction() as connection:
         recorded = Recorded()
         for chain in audit.names(connection):
             for event in audit.verified(connection, chain):

@@ -19,6 +19,7 @@ from esper.urza.commands import (
     querying,
     sealed,
     showing,
+    tokens,
     transferring,
     verifying,
 )
@@ -54,6 +55,7 @@ app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels.app, name="kernels")
 app.command("query", help=querying.HELP)(querying.query)
 app.command("show", help=showing.HELP)(showing.show)
+app.add_typer(tokens.app, name="tokens")
 app.command("verify", help=verifying.HELP)(verifying.verify_library)
 app.command("gc", help=collecting.HELP)(collecting.gc)
 keys.app.command("verify", help=sealed.HELP)(sealed.verify)

@@ -6,13 +6,12 @@ Tezzeret and Urabrask file their results here, Tamiyo queries it; kernels' bytes
 """
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
 from esper.contracts import (
     LIBRARY_CHAIN,
-    ArtifactIntegrityError,
     ArtifactStore,
     BackendUnavailableError,
     Blueprint,
@@ -33,9 +32,9 @@ from esper.contracts import (
     ValidationReport,
     ValidatorKey,
     run_chain,
-    sha256_hex,
 )
 from esper.urza import audit, claims, lookup, queries, records, tables, validators
+from esper.urza.blobs import check_blob
 from esper.urza.engine import (
     make_engine,
     parse_url,
@@ -209,13 +208,35 @@ class SqlLibrary:
         """
         given = list(kernels)
         for kernel, blob in given:
-            _check_blob(kernel, blob)
+            check_blob(kernel, blob)
         designs = self._designs({kernel.blueprint_id for kernel, _ in given})
         for _, blob in given:
             self._artifacts.put(blob)  # first, so that no row ever points to missing bytes
+        return self._file([kernel for kernel, _ in given], designs)
+
+    def register_stored(
+        self, kernels: Sequence[CompiledKernelArtifact]
+    ) -> Sequence[CompiledKernelArtifact]:
+        """Register kernels whose bytes are in the store already, as `register_kernels` does.
+
+        Raises:
+            EsperError: as `register_kernels`.
+            NotFoundError: if bytes are missing; upload them first.
+
+        """
+        designs = self._designs({kernel.blueprint_id for kernel in kernels})
+        for kernel in kernels:
+            # Put again, which renews their age: they must outlast a garbage collection that is going on.
+            check_blob(kernel, blob := self._artifacts.get(kernel.kernel_id))
+            self._artifacts.put(blob)
+        return self._file(kernels, designs)
+
+    def _file(
+        self, kernels: Sequence[CompiledKernelArtifact], designs: Mapping[str, BlueprintIR]
+    ) -> Sequence[CompiledKernelArtifact]:
+        """File the records of kernels whose bytes are stored."""
         rows = {
-            each.kernel_id: records.kernel_row(each, designs[each.blueprint_id])
-            for each, _ in given
+            each.kernel_id: records.kernel_row(each, designs[each.blueprint_id]) for each in kernels
         }
         with self._writing() as connection:
             new = tables.register(connection, rows, designs.keys() - self._compiled.keys())
@@ -225,7 +246,7 @@ class SqlLibrary:
             old = tables.read_kernels(connection, sorted(rows.keys() - new))
         self._note_compiled({rows[each]["blueprint_id"] for each in new}, designs)
         on_file = {kernel.kernel_id: kernel for kernel in old}
-        return [on_file.get(each.kernel_id) or records.as_registered(each) for each, _ in given]
+        return [on_file.get(each.kernel_id) or records.as_registered(each) for each in kernels]
 
     def get_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
         """Return one kernel's record with its latest report. Raises `NotFoundError`."""
@@ -398,10 +419,6 @@ class SqlLibrary:
         with translated(self._url), unchanging(self._opened()).connect() as connection:
             yield connection
 
-    def changing(self) -> AbstractContextManager[sa.Connection]:
-        """Give a transaction for what this class has no method for; its events come last in it."""
-        return self._writing()
-
     @contextmanager
     def _unopened(self) -> Generator[sa.Engine]:
         engine = make_engine(self._url)
@@ -474,17 +491,3 @@ def open_library(url: str, artifacts: ArtifactStore) -> SqlLibrary:
 
     """
     return SqlLibrary(parse_url(url), artifacts)
-
-
-def _check_blob(kernel: CompiledKernelArtifact, blob: bytes) -> None:
-    actual = sha256_hex(blob)
-    if actual != kernel.kernel_id:
-        raise ArtifactIntegrityError(
-            f"kernel_id {kernel.kernel_id} is not the sha256 of the bytes given with it, "
-            f"{actual}; register a kernel under the hash of its bytes"
-        )
-    if len(blob) != kernel.size_bytes:
-        raise ArtifactIntegrityError(
-            f"kernel {kernel.kernel_id} says size_bytes={kernel.size_bytes}, but the bytes given "
-            f"with it are {len(blob)}"
-        )

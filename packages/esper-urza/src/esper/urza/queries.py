@@ -23,6 +23,9 @@ from esper.urza.schema import (
     validation_reports,
 )
 
+_MAX_NESTED = 4
+"""Statements within statements: SQLite's parser takes few more."""
+
 _LARGEST = 2**63 - 1
 """What fits a BIGINT."""
 
@@ -173,11 +176,12 @@ def _has_all(tags: Sequence[str], dialect: sa.Dialect) -> sa.ColumnElement[bool]
         return _tags_array().contains(tags)
     # Nested, so that SQLite intersects the index's lists of ids before it looks at any kernel.
     found: list[sa.Select[tuple[str]]] = []
-    for tag in tags:
+    for tag in tags[:_MAX_NESTED]:
         having = kernel_tags.alias()
         inner = [having.c.kernel_id.in_(each) for each in found]
         found = [sa.select(having.c.kernel_id).where(having.c.tag == tag, *inner)]
-    return kernels.c.kernel_id.in_(found[0])
+    others = [_has_any([tag], dialect) for tag in tags[_MAX_NESTED:]]
+    return sa.and_(kernels.c.kernel_id.in_(found[0]), *others)
 
 
 def _has_any(tags: Sequence[str], dialect: sa.Dialect) -> sa.ColumnElement[bool]:

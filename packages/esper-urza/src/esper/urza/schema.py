@@ -206,6 +206,34 @@ validator_keys = sa.Table(
     sa.Column("revoked_at", UtcDateTime),
 )
 
+api_tokens = sa.Table(
+    "api_tokens",
+    metadata,
+    sa.Column("token_id", sa.String(16), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("roles", sa.Text, nullable=False),  # sorted, with blanks in between
+    sa.Column("secret_hash", sa.String(64), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime),
+    sa.Column("revoked_at", UtcDateTime),
+    sa.Index("ix_api_tokens_secret_hash", "secret_hash", unique=True),
+)
+"""Who may use the HTTP API, and for what; of the secrets only their hashes."""
+
+api_requests = sa.Table(
+    "api_requests",
+    metadata,
+    sa.Column("token_id", sa.String(16), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("begun_at", UtcDateTime, nullable=False),
+    sa.Column("status", sa.Integer),  # none while it is being answered
+    sa.Column("headers", sa.Text),
+    sa.Column("body", sa.LargeBinary),
+    sa.Index("ix_api_requests_begun_at", "begun_at"),
+)
+"""Answers to requests that carried an idempotency key, for a while."""
+
 events = sa.Table(
     "events",
     metadata,
