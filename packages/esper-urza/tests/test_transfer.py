@@ -27,7 +27,7 @@ from esper.testkit.postgres import PostgresServer
 from esper.testkit.s3 import S3Server
 from esper.urza import keyring, open_file_store, open_library, open_s3_store, upgrade
 from esper.urza.engine import make_engine, parse_url
-from esper.urza.exporting import export_library
+from esper.urza.exporting import export_library, seal_library
 from esper.urza.importing import import_library
 from esper.urza.library import SqlLibrary
 from esper.urza.offline import verify_manifest
@@ -200,6 +200,15 @@ def test_signing_an_export_is_recorded_on_demand(source: SqlLibrary, tmp_path: P
     export_library(source, tmp_path / "two.tar", key=KEY, is_recorded=True)
     assert [event.kind for event in source.events()] == [*before, "manifest_signed"]
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
+def test_a_library_is_signed_without_being_written(source: SqlLibrary, tmp_path: Path) -> None:
+    exported = export_library(source, tmp_path / "one.tar", key=KEY)
+    assert seal_library(source, KEY, is_recorded=False) == exported.signed
+    assert seal_library(source, KEY) == exported.signed
+    assert [event.kind for event in source.events()][-1] == "manifest_signed"
+    with pytest.raises(UntrustedKeyError, match="is not on the library's record"):
+        seal_library(source, NEXT)
 
 
 def test_a_library_with_records_takes_no_other(

@@ -74,24 +74,63 @@ def export_library(
         BackendUnavailableError: if a server, or the disk, fails. No file is left then.
 
     """
-    with _new_file(path) as file, ExitStack() as stack:
-        lists = {name: stack.enter_context(_temporary_file(path.parent)) for name in contents.LISTS}
-        with library.snapshot() as connection:
-            manifest = _write_lists(connection, lists, path, tell)
-            known = keyring.read_keys(connection)
-        if key is not None:
-            keyring.check_in_force(known, key.key_id)
-        signed = sign(manifest, key, () if key is None else known.rotations_to(key.key_id))
+    with _new_file(path) as file, _described(library, path.parent, key, tell) as (signed, lists):
+        manifest = signed.manifest
+        assert isinstance(manifest, LibraryManifest)
         _write_bundle(BundleWriter(file, path), signed, manifest, lists, library, tell)
         size_bytes = file.tell()
-    if key is not None and is_recorded:
-        with library.transaction() as connection:
-            keyring.note_signed(connection, signed)
+    if is_recorded:
+        _record(library, signed)
     return Exported(signed=signed, manifest=manifest, size_bytes=size_bytes)
 
 
+def seal_library(
+    library: SqlLibrary, key: SigningKey, *, is_recorded: bool = True, tell: Tell = silent
+) -> SignedManifest:
+    """Sign what a library holds, and where its chains end, without writing it.
+
+    Args:
+        library: open.
+        key: on the library's record, and not revoked.
+        is_recorded: put on the record that it was signed, afterwards.
+        tell: hears of the progress.
+
+    Raises:
+        UntrustedKeyError: if the key is not on the library's record, or was revoked.
+        ArtifactIntegrityError: if a record was changed.
+        ChainError: if a chain is broken.
+
+    """
+    with _described(library, Path(tempfile.gettempdir()), key, tell) as (signed, _):
+        pass
+    if is_recorded:
+        _record(library, signed)
+    return signed
+
+
+@contextmanager
+def _described(
+    library: SqlLibrary, folder: Path, key: SigningKey | None, tell: Tell
+) -> Generator[tuple[SignedManifest, Mapping[str, IO[bytes]]]]:
+    """Give the manifest and the lists of a library as it is now; the lists are gone afterwards."""
+    with ExitStack() as stack:
+        lists = {name: stack.enter_context(_temporary_file(folder)) for name in contents.LISTS}
+        with library.snapshot() as connection:
+            manifest = _write_lists(connection, lists, folder, tell)
+            known = keyring.read_keys(connection)
+        if key is not None:
+            keyring.check_in_force(known, key.key_id)
+        yield sign(manifest, key, () if key is None else known.rotations_to(key.key_id)), lists
+
+
+def _record(library: SqlLibrary, signed: SignedManifest) -> None:
+    if signed.signature is not None:
+        with library.transaction() as connection:
+            keyring.note_signed(connection, signed)
+
+
 def _write_lists(
-    connection: sa.Connection, lists: Mapping[str, IO[bytes]], path: Path, tell: Tell
+    connection: sa.Connection, lists: Mapping[str, IO[bytes]], folder: Path, tell: Tell
 ) -> LibraryManifest:
     heads: dict[str, ChainHead] = {}
     sources = {
@@ -103,7 +142,9 @@ def _write_lists(
         contents.LIBRARY_EVENTS: _library_events(connection, heads),
         contents.RUN_EVENTS: _run_events(connection, heads),
     }
-    members = [_write_list(name, sources[name], lists[name], path, tell) for name in contents.LISTS]
+    members = [
+        _write_list(name, sources[name], lists[name], folder, tell) for name in contents.LISTS
+    ]
     num_artifacts = artifact_bytes = 0
     for _, size_bytes in _artifacts(lists[contents.KERNELS]):
         num_artifacts, artifact_bytes = num_artifacts + 1, artifact_bytes + size_bytes
@@ -117,10 +158,10 @@ def _write_lists(
 
 
 def _write_list(
-    name: str, lines: Iterable[bytes], file: IO[bytes], path: Path, tell: Tell
+    name: str, lines: Iterable[bytes], file: IO[bytes], folder: Path, tell: Tell
 ) -> Member:
     num_records = 0
-    with RunningHash() as running, translated(path.parent, "written", what="folder"):
+    with RunningHash() as running, translated(folder, "written", what="folder"):
         for line in lines:
             running.update(line)
             file.write(line)

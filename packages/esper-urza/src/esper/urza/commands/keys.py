@@ -20,6 +20,7 @@ from esper.urza.commands.session import (
     print_json,
     print_table,
 )
+from esper.urza.exporting import seal_library
 from esper.urza.library import SqlLibrary
 from esper.urza.sealing import seal_kernel
 from esper.urza.signing import (
@@ -45,6 +46,7 @@ are files that only you can read, never in the library; a password for them may 
   urza keys enroll library.key.pub --signing --name "our library"
   urza keys sign 3f2a --key library.key > kernel.json
   urza keys verify kernel.json --trust library.key.pub --artifact kernel.safetensors
+  urza keys sign --key library.key > today.json       what the library holds, where its chains end
   urza keys rotate --old library.key --new library-2027.key --name 2027
   urza keys revoke 3f2a --key library-2027.key --reason "the laptop was stolen"
 """
@@ -74,10 +76,9 @@ def generate(
     if as_json:
         print_json({"key_id": key.key_id, "public_key": key.public_key, "file": str(file)})
         return
-    console().print(
-        f"made key {key.key_id[:12]}: keep {escape(str(file))} to yourself,", markup=False
-    )
-    console().print(f"give {file}.pub ({key.public_key}) to who verifies", markup=False)
+    out = console()
+    out.print(f"made key {key.key_id[:12]}: keep {file} to yourself,", markup=False)
+    out.print(f"give {file}.pub ({key.public_key}) to who verifies", markup=False)
 
 
 @app.command("list")
@@ -184,8 +185,13 @@ def revoke(
 @app.command()
 @command
 def sign(
-    kernel_id: Annotated[str, typer.Argument(help="The kernel's id, or the beginning of it.")],
     key: KeyFile,
+    kernel_id: Annotated[
+        str | None,
+        typer.Argument(
+            help="The kernel's id, or the beginning of it.", show_default="the whole library"
+        ),
+    ] = None,
     record: Annotated[
         bool,
         typer.Option(
@@ -193,11 +199,14 @@ def sign(
         ),
     ] = True,
 ) -> None:
-    """Write the signed manifest of a kernel to standard output."""
+    """Write the signed manifest of a kernel, or of the whole library, to standard output."""
     signer = load(key)
     with opened_here() as (library, _):
-        found = kernel_named(library, kernel_id)
-        signed = seal_kernel(library, found, signer, is_recorded=record)
+        if kernel_id is None:
+            signed = seal_library(library, signer, is_recorded=record)
+        else:
+            found = kernel_named(library, kernel_id)
+            signed = seal_kernel(library, found, signer, is_recorded=record)
     typer.echo(signed.file(), nl=False)
 
 
