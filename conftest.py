@@ -13,4 +13,4 @@ def quiet_no_longer() -> Iterator[None]:
     if "esper.contracts" in sys.modules:  # the suite of the testkit runs without it
         from esper.contracts import setup_logging
 
-        setup_logging("esper")
+        setup_logging("esper", "warning")

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from esper.contracts import BackendUnavailableError, KernelQuery, sha256_hex
 from esper.urza.library import SqlLibrary
 from esper.urza.tokens import Role
+from esper.urza.wire import KernelSearch
 from esper.urza_api import artifacts, limits
-from esper.urza_api.bodies import KernelSearch
 from esper.urza_api.examples import EXAMPLES, value_of
 
 type Send = Callable[..., httpx2.Response]

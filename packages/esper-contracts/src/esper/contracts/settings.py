@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     s3_bucket_name: str = Field(default="esper-artifacts", min_length=3)
     s3_endpoint_url: str = Field(default="http://localhost:9000", pattern=r"^https?://")
 
+    urza_token: SecretStr | None = None
+    """For a library behind a service (`DATABASE_URL=http://…`): what `urza tokens create` showed."""
+
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
 
     def library_url(self) -> str:

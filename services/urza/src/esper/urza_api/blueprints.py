@@ -6,9 +6,10 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
 from esper.contracts import Blueprint, BlueprintIR, BlueprintPage, BlueprintQuery
+from esper.urza.wire import Claim
 from esper.urza_api import examples
 from esper.urza_api.answers import answer, created
-from esper.urza_api.bodies import Claim, Id
+from esper.urza_api.bodies import Id
 from esper.urza_api.idempotency import IdempotentRoute
 from esper.urza_api.state import DESIGNS, FORGES, READS, TheLibrary
 

@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
+from esper.urza.wire import Claim, Held, Holder
 from esper.urza_api import examples
 from esper.urza_api.answers import answer
-from esper.urza_api.bodies import Claim, Held, Holder, Id
+from esper.urza_api.bodies import Id
 from esper.urza_api.idempotency import IdempotentRoute
 from esper.urza_api.state import WORKS, TheLibrary
 

@@ -23,15 +23,7 @@ from esper.contracts import (
     ValidatorKey,
     sha256_hex,
 )
-from esper.urza_api.bodies import (
-    Claim,
-    Held,
-    Holder,
-    KernelsFiled,
-    KernelsGiven,
-    PublicKey,
-    Verdict,
-)
+from esper.urza.wire import Claim, Held, Holder, KernelsFiled, KernelsGiven, PublicKey, Verdict
 
 _MOMENT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 _DESIGN = BlueprintIR(

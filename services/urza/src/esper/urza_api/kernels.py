@@ -6,9 +6,10 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
 from esper.contracts import CompiledKernelArtifact, ConfigError, KernelPage
+from esper.urza.wire import Claim, KernelSearch, KernelsFiled, KernelsGiven, Verdict
 from esper.urza_api import examples
 from esper.urza_api.answers import answer
-from esper.urza_api.bodies import Claim, Id, KernelSearch, KernelsFiled, KernelsGiven, Verdict
+from esper.urza_api.bodies import Id
 from esper.urza_api.idempotency import IdempotentRoute
 from esper.urza_api.state import FORGES, JUDGES, READS, RETIRES, TheLibrary
 

@@ -7,11 +7,12 @@ from fastapi import Path as InPath
 from fastapi.responses import Response
 from pydantic import Field
 
-from esper.contracts import ChainedEvent, Contract, FieldReport, ValidatorKey
+from esper.contracts import Contract, FieldReport, ValidatorKey
 from esper.urza import audit
+from esper.urza.wire import EventPage, PublicKey
 from esper.urza_api import examples
 from esper.urza_api.answers import answer, answer_list, created
-from esper.urza_api.bodies import Id, PublicKey
+from esper.urza_api.bodies import Id
 from esper.urza_api.idempotency import IdempotentRoute
 from esper.urza_api.state import ADMINISTERS, ENROLLS, READS, REPORTS, TheLibrary
 
@@ -19,14 +20,6 @@ router = APIRouter(route_class=IdempotentRoute)
 
 _Text = Annotated[str, InPath(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 MAX_EVENTS = 1000
-
-
-class EventPage(Contract):
-    """Some events of a chain."""
-
-    items: tuple[ChainedEvent, ...]
-    next: int | None
-    """What to ask for as `since`; None at the end."""
 
 
 class EventQuery(Contract):
