@@ -184,10 +184,13 @@ def test_large_bytes_are_streamed_both_ways(
 
 
 def test_bytes_that_were_changed_never_arrive_whole(
-    library: SqlLibrary, admin: Send, kernel_id: str, tmp_path: Path
+    admin: Send, kernel_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path,) = [each for each in (tmp_path / "artifacts").rglob("*") if each.is_file()]
     path.write_bytes(_BLOB[:-1] + b"?")
+    told = _problem(admin("GET", f"/kernels/{kernel_id}/artifact"), 422)
+    assert told["type"] == "urn:esper:problem:ArtifactIntegrityError"
+    monkeypatch.setattr(artifacts, "_SMALL_BYTES", 0)  # as if they were too many to look at first
     with pytest.raises(ConnectionAbortedError):
         admin("GET", f"/kernels/{kernel_id}/artifact")
 
