@@ -90,12 +90,12 @@ def test_keys_are_listed_shown_rotated_and_revoked(
         for name in ("old", "new", "crucible")
     }
     urza("keys", "enroll", "old.key.pub", "--signing", "--name", "first")
-    urza("keys", "enroll", made["crucible"]["public_key"], "--name", "crucible 1")
+    urza("keys", "enroll", made["crucible"]["public_key"], "--name", "crucible [1]")
     urza("keys", "rotate", "--old", "old.key", "--new", "new.key", "--name", "second")
     listed = urza("keys", "list")
     assert "first" in listed
     assert f"follows {made['old']['key_id'][:12]}" in listed
-    assert "crucible 1" in listed
+    assert "crucible [1]" in listed
     old_id, crucible_id = made["old"]["key_id"], made["crucible"]["key_id"]
     assert "only a signing key can revoke it" in urza("keys", "revoke", old_id, "--yes", code=2)
     lost = ("--key", "new.key", "--reason", "it was lost")

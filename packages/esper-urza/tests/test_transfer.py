@@ -225,6 +225,24 @@ def test_a_library_with_records_takes_no_other(
     assert list(target.events()) == before
 
 
+def test_every_step_says_how_far_it_is_and_ends_where_it_said(
+    stocked: SqlLibrary, make_target: MakeTarget, tmp_path: Path
+) -> None:
+    last: dict[str, tuple[int, int | None]] = {}
+
+    def tell(step: str, done: int, total: int | None) -> None:
+        assert done >= last.get(step, (0, None))[0]
+        last[step] = (done, total)
+
+    export_library(stocked, tmp_path / "library.tar", tell=tell)
+    assert {"kernels.jsonl", "artifacts"} <= last.keys()
+    assert all(done == total for done, total in last.values())
+    last = {}
+    import_library(make_target("sqlite", "file"), tmp_path / "library.tar", tell=tell)
+    assert {"verify kernels.jsonl", "artifacts", "write kernels", "compare kernels"} <= last.keys()
+    assert all(done == total for done, total in last.values())
+
+
 def test_an_empty_library_is_a_library_too(make_target: MakeTarget, tmp_path: Path) -> None:
     export_library(make_target("sqlite", "file"), tmp_path / "empty.tar")
     target = make_target("sqlite", "file")

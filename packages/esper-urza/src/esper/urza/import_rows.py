@@ -4,7 +4,7 @@
 SUBMITTED here too; what became of them is set afterwards, so that the database checks it as always.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import batched, groupby
 from typing import Any
 
@@ -57,28 +57,29 @@ _SET_VERDICT = (
 
 def insert_rows(connection: sa.Connection, lists: Lists, tell: Tell) -> None:
     """Insert everything that the lists hold into an empty database; the caller commits."""
+    totals = {member.name: member.num_records for member in lists.manifest.members}
     designs, statuses = _insert_blueprints(connection, lists)
     for _, keys in _batches(lists, contents.KEYS):
         rows = [contents.read_key(line, where).model_dump() for where, line in keys]
         connection.execute(sa.insert(validator_keys), rows)
     for done, some in _batches(lists, contents.KERNELS):
         _insert_kernels(connection, some, designs)
-        tell("write kernels", done, None)
+        tell("write kernels", done, totals[contents.KERNELS])
     for done, some in _batches(lists, contents.REPORTS):
         read = [contents.read_report(line, where) for where, line in some]
         rows = [records.validation_row(report) | {"content": filed} for report, filed in read]
         connection.execute(sa.insert(validation_reports), rows)
-        tell("write reports", done, None)
+        tell("write reports", done, totals[contents.REPORTS])
     for done, some in _batches(lists, contents.KERNELS):
         _set_verdicts(connection, some, designs)
-        tell("write verdicts", done, None)
+        tell("write verdicts", done, totals[contents.KERNELS])
     for _, some in _batches(lists, contents.OUTCOMES):
         read = [contents.read_outcome(line, where) for where, line in some]
         rows = [records.field_report_row(report) | {"content": filed} for report, filed in read]
         connection.execute(sa.insert(field_reports), rows)
     if statuses:
         connection.execute(_SET_STATUS, statuses)
-    _insert_events(connection, lists, tell)
+    _insert_events(connection, lists, totals, tell)
 
 
 def _batches(lists: Lists, name: str) -> Iterator[tuple[int, tuple[tuple[str, bytes], ...]]]:
@@ -181,13 +182,15 @@ def _set_tags(connection: sa.Connection, verdicts: Sequence[dict[str, Any]]) -> 
         connection.execute(sa.insert(kernel_tags), rows)
 
 
-def _insert_events(connection: sa.Connection, lists: Lists, tell: Tell) -> None:
+def _insert_events(
+    connection: sa.Connection, lists: Lists, totals: Mapping[str, int], tell: Tell
+) -> None:
     for done, some in _batches(lists, contents.LIBRARY_EVENTS):
         happened = [contents.read_library_event(line, where) for where, line in some]
         audit.restore(connection, LIBRARY_CHAIN, happened)
-        tell("write the record", done, None)
+        tell("write the record", done, totals[contents.LIBRARY_EVENTS])
     for done, some in _batches(lists, contents.RUN_EVENTS):
         found = [contents.read_run_event(line, where) for where, line in some]
         for chain, of_run in groupby(found, key=lambda each: each.chain):
             audit.restore(connection, chain, [each.event for each in of_run])
-        tell("write the runs' records", done, None)
+        tell("write the runs' records", done, totals[contents.RUN_EVENTS])

@@ -94,7 +94,10 @@ def list_keys(as_json: Json = False) -> None:
     else:
         print_table(
             ["KEY", "FOR", "NAME", "STATUS"],
-            [[row["key_id"][:12], row["role"], row["name"], row["status"]] for row in rows],
+            [
+                [row["key_id"][:12], row["role"], escape(row["name"]), escape(row["status"])]
+                for row in rows
+            ],
         )
 
 

@@ -87,12 +87,13 @@ def import_(
 def _progress() -> Generator[Tell]:
     """Give what draws a bar for each step, in a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console(is_for_progress=True)) as bars:
+    out = console(is_for_progress=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def tell(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
-                tasks[step] = bars.add_task(step)
+                tasks[step] = bars.add_task(step, total=total)
             bars.update(tasks[step], completed=done, total=total)
 
         yield tell
