@@ -20,6 +20,7 @@ from esper.urza.commands import (
     sealed,
     showing,
     tokens,
+    tracing,
     transferring,
     verifying,
 )
@@ -37,6 +38,7 @@ damaged; 2: bad input. Every command has --help with examples, and --json.
   urza --run runs/demo kernels list      what a run had to choose from
   urza query --tag zero_init             the kernels that match
   urza show 3f2a                         one record, whatever it is
+  urza lineage demo --svg lineage.svg    where a grown model comes from
   urza verify                            is everything as it was filed
   urza gc                                what could be deleted
   urza keys list                         who signs, and who judges
@@ -55,6 +57,7 @@ app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels.app, name="kernels")
 app.command("query", help=querying.HELP)(querying.query)
 app.command("show", help=showing.HELP)(showing.show)
+app.command("lineage", help=tracing.HELP)(tracing.lineage)
 app.add_typer(tokens.app, name="tokens")
 app.command("verify", help=verifying.HELP)(verifying.verify_library)
 app.command("gc", help=collecting.HELP)(collecting.gc)

@@ -9,6 +9,7 @@ import uvicorn
 
 from esper.contracts import ConfigError, EsperError, load_settings, setup_logging
 from esper.contracts.registry import artifact_store_factory, library_factory
+from esper.urza import tokens
 from esper.urza.library import SqlLibrary
 from esper.urza_api.app import make_app
 
@@ -48,7 +49,9 @@ def _serve(
     setup_logging("urza-api", logging.DEBUG if debug else logging.INFO)
     try:
         _check_host(host, behind_proxy=behind_proxy)
-        app = make_app(_library(library, artifacts))
+        served = _library(library, artifacts)
+        app = make_app(served)
+        _say_where(served, host, port)
         uvicorn.run(
             app,
             host=host,
@@ -64,6 +67,18 @@ def _serve(
             raise
         typer.echo(f"urza-api: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+def _say_where(library: SqlLibrary, host: str, port: int) -> None:
+    typer.echo(
+        f"urza-api: http://{host}:{port}/docs describes every request; Ctrl-C ends it", err=True
+    )
+    with library.snapshot() as connection:
+        if not tokens.list_all(connection):
+            typer.echo(
+                "urza-api: nobody has a token yet; `urza tokens create NAME --role admin` makes one",
+                err=True,
+            )
 
 
 def _check_host(host: str, *, behind_proxy: bool) -> None:

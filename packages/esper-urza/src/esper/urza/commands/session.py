@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from esper.contracts import (
@@ -177,4 +177,9 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         table.add_column(name.strip(), justify=justify, no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, emoji=False, width=_NEVER_CUT).print(table)
+    print_whole(table)
+
+
+def print_whole(what: RenderableType) -> None:
+    """Print a table or tree without cutting its lines."""
+    Console(highlight=False, emoji=False, width=_NEVER_CUT).print(what)
