@@ -47,9 +47,9 @@ from esper.urza.records import kernel_row
 _AT_ONCE = 1_000
 _NUM_BLUEPRINTS = 100
 _NUM_TAGS = 4
-_TAGS = [f"tag-{number}" for number in range(200)]
+TAGS = [f"tag-{number}" for number in range(200)]
 _LIMIT = 20
-_SEARCHES = {"search by one tag": _TAGS[:1], "search by two tags": _TAGS[:2]}
+_SEARCHES = {"search by one tag": TAGS[:1], "search by two tags": TAGS[:2]}
 
 type Registration = tuple[CompiledKernelArtifact, bytes]
 type Row = dict[str, Any]
@@ -178,7 +178,8 @@ def _seconds(act: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _registration(blueprint_id: str, choose: random.Random) -> Registration:
+def registration(blueprint_id: str, choose: random.Random) -> Registration:
+    """Return a kernel that differs from all others, with its bytes."""
     blob = choose.randbytes(64)
     kernel = CompiledKernelArtifact(
         kernel_id=hashlib.sha256(blob).hexdigest(),
@@ -187,12 +188,13 @@ def _registration(blueprint_id: str, choose: random.Random) -> Registration:
         signature=KernelSignature(kind=SiteKind.FEATURES, features=2 ** choose.randrange(4, 10)),
         size_bytes=len(blob),
         num_parameters=choose.randrange(10**6),
-        tags=tuple(choose.sample(_TAGS, _NUM_TAGS)),
+        tags=tuple(choose.sample(TAGS, _NUM_TAGS)),
     )
     return kernel, blob
 
 
-def _designs() -> dict[str, BlueprintIR]:
+def designs_by_id() -> dict[str, BlueprintIR]:
+    """Return the designs that kernels are of."""
     node = OperatorNode(
         name="out", op="linear", inputs=("input",), params={"out": "D", "init": "zeros"}
     )
@@ -205,11 +207,11 @@ def _designs() -> dict[str, BlueprintIR]:
 
 def _measure(rivals: Rivals, num_kernels: int, num_rounds: int) -> list[Measured]:
     choose = random.Random(0)
-    designs = _designs()
+    designs = designs_by_id()
     ids = list(designs)
 
     def some(number: int) -> tuple[list[Registration], list[Row]]:
-        given = [_registration(choose.choice(ids), choose) for _ in range(number)]
+        given = [registration(choose.choice(ids), choose) for _ in range(number)]
         return given, [rivals.row(kernel, designs[kernel.blueprint_id]) for kernel, _ in given]
 
     bulk = Measured(
@@ -245,7 +247,7 @@ def _measure_searches(rivals: Rivals, num_rounds: int) -> list[Measured]:
 
 def _measure_mlflow(rivals: Rivals, num_kernels: int, searches: list[Measured]) -> list[Measured]:
     wanted = list(_SEARCHES.values())
-    theirs = mlflow_searches(rivals.urls[1], num_kernels, _TAGS, _NUM_TAGS, wanted)
+    theirs = mlflow_searches(rivals.urls[1], num_kernels, TAGS, _NUM_TAGS, wanted)
     return [
         Measured(what=ours.what, ours=ours.ours, theirs=seconds, rival="MLflow", target=100)
         for ours, seconds in zip(searches, theirs, strict=False)
@@ -293,7 +295,7 @@ def _opened(url: str) -> Generator[Library]:
     """Give a library with the designs on file."""
     library = open_library(url, cast("ArtifactStore", MemoryStore()))
     library.open()
-    for ir in _designs().values():
+    for ir in designs_by_id().values():
         library.submit_blueprint(ir)
     yield library
     library.close()

@@ -33,23 +33,23 @@ _WRITES = "esper_writes"
 """Execution option of an engine whose transactions begin by locking a SQLite file."""
 
 
-def reading(engine: sa.Engine) -> sa.Engine:
-    """Return the engine for single statements that read: on PostgreSQL they need no transaction."""
-    if engine.dialect.name == "postgresql":
-        return engine.execution_options(isolation_level="AUTOCOMMIT")
-    return engine
+class Engines:
+    """One engine's connections, by what they are for; one pool serves them all."""
 
+    def __init__(self, engine: sa.Engine) -> None:
+        self.reading = engine
+        """For single statements that read: on PostgreSQL they need no transaction."""
+        self.unchanging = engine
+        """For transactions that see one state of the database throughout."""
+        self.writing = engine.execution_options(**{_WRITES: True})
+        """For transactions that write: on SQLite they take the lock at once."""
+        if engine.dialect.name == "postgresql":
+            self.reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.unchanging = engine.execution_options(isolation_level="REPEATABLE READ")
 
-def unchanging(engine: sa.Engine) -> sa.Engine:
-    """Return the engine for transactions that see one state of the database throughout."""
-    if engine.dialect.name == "postgresql":
-        return engine.execution_options(isolation_level="REPEATABLE READ")
-    return engine
-
-
-def writing(engine: sa.Engine) -> sa.Engine:
-    """Return the engine for transactions that write: on SQLite they take the lock at once."""
-    return engine.execution_options(**{_WRITES: True})
+    def dispose(self) -> None:
+        """Close the pool's connections."""
+        self.writing.dispose()
 
 
 def parse_url(url: str) -> sa.URL:

@@ -35,15 +35,7 @@ from esper.contracts import (
 )
 from esper.urza import audit, claims, lookup, queries, records, tables, validators
 from esper.urza.blobs import check_blob
-from esper.urza.engine import (
-    make_engine,
-    parse_url,
-    place,
-    reading,
-    translated,
-    unchanging,
-    writing,
-)
+from esper.urza.engine import Engines, make_engine, parse_url, place, translated
 from esper.urza.migrate import newest_revision, revision, upgrade
 from esper.urza.schema import (
     blueprints,
@@ -62,7 +54,7 @@ class SqlLibrary:
     def __init__(self, url: sa.URL, artifacts: ArtifactStore) -> None:
         self._url = url
         self._artifacts = artifacts
-        self._engine: sa.Engine | None = None
+        self._engines: Engines | None = None
         self._compiled: dict[str, BlueprintIR] = {}
         """Designs, which never change, of which kernels were registered here."""
 
@@ -74,7 +66,7 @@ class SqlLibrary:
                 refuses the credentials, or if the schema is newer than this code.
 
         """
-        if self._engine is not None:
+        if self._engines is not None:
             return
         engine = make_engine(self._url)
         try:
@@ -84,14 +76,14 @@ class SqlLibrary:
         except BaseException:
             engine.dispose()
             raise
-        self._engine = engine
+        self._engines = Engines(engine)
 
     def close(self) -> None:
         """Release connections, the artifact store's too; twice is once."""
-        engine, self._engine = self._engine, None
+        engines, self._engines = self._engines, None
         self._compiled = {}
-        if engine is not None:
-            engine.dispose()
+        if engines is not None:
+            engines.dispose()
             self._artifacts.close()
 
     @property
@@ -235,8 +227,10 @@ class SqlLibrary:
         self, kernels: Sequence[CompiledKernelArtifact], designs: Mapping[str, BlueprintIR]
     ) -> Sequence[CompiledKernelArtifact]:
         """File the records of kernels whose bytes are stored."""
+        first = {each.kernel_id: each for each in reversed(kernels)}
         rows = {
-            each.kernel_id: records.kernel_row(each, designs[each.blueprint_id]) for each in kernels
+            kernel_id: records.kernel_row(each, designs[each.blueprint_id])
+            for kernel_id, each in first.items()
         }
         with self._writing() as connection:
             new = tables.register(connection, rows, designs.keys() - self._compiled.keys())
@@ -245,8 +239,9 @@ class SqlLibrary:
                 audit.append(connection, LIBRARY_CHAIN, [("kernels_registered", registered)])
             old = tables.read_kernels(connection, sorted(rows.keys() - new))
         self._note_compiled({rows[each]["blueprint_id"] for each in new}, designs)
-        on_file = {kernel.kernel_id: kernel for kernel in old}
-        return [on_file.get(each.kernel_id) or records.as_registered(each) for each in kernels]
+        on_file = {each: records.as_registered(first[each]) for each in new}
+        on_file |= {kernel.kernel_id: kernel for kernel in old}
+        return [on_file[each.kernel_id] for each in kernels]
 
     def get_kernel(self, kernel_id: str) -> CompiledKernelArtifact:
         """Return one kernel's record with its latest report. Raises `NotFoundError`."""
@@ -416,7 +411,7 @@ class SqlLibrary:
     @contextmanager
     def snapshot(self) -> Generator[sa.Connection]:
         """Give one unchanging view of the database, for who walks through all of it."""
-        with translated(self._url), unchanging(self._opened()).connect() as connection:
+        with translated(self._url), self._opened().unchanging.connect() as connection:
             yield connection
 
     @contextmanager
@@ -464,21 +459,21 @@ class SqlLibrary:
 
     @contextmanager
     def _reading(self) -> Generator[sa.Connection]:
-        with translated(self._url), reading(self._opened()).connect() as connection:
+        with translated(self._url), self._opened().reading.connect() as connection:
             yield connection
 
     @contextmanager
     def _writing(self) -> Generator[sa.Connection]:
         """Give a transaction that is committed at the end, or rolled back by an exception."""
-        with translated(self._url), writing(self._opened()).begin() as connection:
+        with translated(self._url), self._opened().writing.begin() as connection:
             yield connection
 
-    def _opened(self) -> sa.Engine:
-        if self._engine is None:
+    def _opened(self) -> Engines:
+        if self._engines is None:
             raise BackendUnavailableError(
                 f"the library ({place(self._url)}) is not open; call open() first"
             )
-        return self._engine
+        return self._engines
 
 
 def open_library(url: str, artifacts: ArtifactStore) -> SqlLibrary:

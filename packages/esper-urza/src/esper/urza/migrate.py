@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from esper.contracts import BackendUnavailableError
-from esper.urza.engine import place, writing
+from esper.urza.engine import Engines, place
 
 SCRIPTS = "esper.urza:migrations"
 """Where Alembic finds the scripts, in a checkout as in an installed wheel."""
@@ -37,7 +37,7 @@ def make_config() -> Config:
 def exclusive(engine: sa.Engine) -> Generator[sa.Connection]:
     """Give a transaction that no other migrating process shares; others wait for its end."""
     # On SQLite the option makes the transaction take the file's write lock at once.
-    with writing(engine).begin() as connection:
+    with Engines(engine).writing.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
         yield connection

@@ -32,6 +32,7 @@ _AT_ONCE = 500
 
 _ids: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _BLUEPRINTS = sa.select(blueprints).where(blueprints.c.blueprint_id.in_(_ids))
+_KERNEL = select_kernels().where(kernels.c.kernel_id == sa.bindparam("id"))
 _KERNELS = select_kernels().where(kernels.c.kernel_id.in_(_ids))
 _TAKEN = sa.select(kernels.c.kernel_id).where(kernels.c.kernel_id.in_(_ids))
 _SET_COMPILED = (
@@ -97,7 +98,10 @@ def _portions(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def read_kernel(connection: sa.Connection, kernel_id: str) -> CompiledKernelArtifact:
     """Return one kernel with its latest report. Raises `NotFoundError`."""
-    return read_kernels(connection, [kernel_id])[0]
+    row = connection.execute(_KERNEL, {"id": kernel_id}).one_or_none()
+    if row is None:
+        raise _no_kernel(connection, kernel_id)
+    return records.to_kernel(row)
 
 
 def read_kernels(

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from esper.urza.library import SqlLibrary
@@ -67,10 +67,8 @@ def make_app(library: SqlLibrary) -> FastAPI:
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": text} for status, text in _PROBLEMS.items()
     }
-    api = APIRouter(prefix="/api/v1", responses=described)
     for part in (blueprints, kernels, artifacts, claims, record):
-        api.include_router(part.router)
-    app.include_router(api)
+        app.include_router(part.router, prefix="/api/v1", responses=described)
     app.include_router(watching.router)
     problems.install(app)
     limits.install(app)
