@@ -39,6 +39,18 @@ def test_server_keeps_objects(s3_server: S3Server) -> None:
     assert _read(client, "kept", "a/b") == b"bytes"
 
 
+def test_a_conditional_write_is_refused_where_there_is_something(
+    conditional_s3_server: S3Server,
+) -> None:
+    client = _client(conditional_s3_server)
+    client.make_bucket("kept")
+    client.put_object("kept", "a/b", io.BytesIO(b"bytes"), 5)
+    url = client.presigned_put_object("kept", "a/b")
+    answer = urllib3.request("PUT", url, body=b"other", headers={"If-None-Match": "*"})
+    assert (answer.status, b"PreconditionFailed" in answer.data) == (412, True)
+    assert _read(client, "kept", "a/b") == b"bytes"
+
+
 def test_wrong_secret_key_is_refused(s3_server: S3Server) -> None:
     with pytest.raises(S3Error, match="SignatureDoesNotMatch"):
         _client(s3_server, secret_key="wrong").list_buckets()

@@ -1,11 +1,13 @@
 """Backends as parameters and records as factories, for every suite of this package."""
 
 import io
+import os
+import sys
 from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -32,6 +34,8 @@ from esper.urza import open_file_store, open_library, open_s3_store, upgrade
 from esper.urza.engine import make_engine, parse_url
 from esper.urza.library import SqlLibrary
 from esper.urza.schema import metadata
+
+sys.path.insert(0, str(Path(__file__).parent))  # which pytest's importlib mode does not
 
 _buckets = count()
 
@@ -97,7 +101,7 @@ def make_store(artifacts_url: str) -> Callable[[], ArtifactStore]:
 
 
 @pytest.fixture
-def tamper(artifacts_url: str, s3_server: S3Server) -> Callable[[str, bytes | None], None]:
+def tamper(artifacts_url: str) -> Callable[[str, bytes | None], None]:
     """Replaces the bytes stored under a hash behind the store's back; None removes them."""
 
     def _tamper(sha256: str, blob: bytes | None) -> None:
@@ -106,11 +110,12 @@ def tamper(artifacts_url: str, s3_server: S3Server) -> Callable[[str, bytes | No
             path = Path(parts.path) / key
             path.unlink() if blob is None else path.write_bytes(blob)
             return
+        endpoint = urlsplit(parse_qs(parts.query)["endpoint"][0])
         client = Minio(
-            urlsplit(s3_server.endpoint).netloc,
-            access_key=s3_server.access_key,
-            secret_key=s3_server.secret_key,
-            secure=False,
+            endpoint.netloc,
+            access_key=os.environ["MINIO_ROOT_USER"],
+            secret_key=os.environ["MINIO_ROOT_PASSWORD"],
+            secure=endpoint.scheme == "https",
             region="us-east-1",
         )
         if blob is None:
@@ -132,6 +137,12 @@ def make_library(
 def private_key(validator: str) -> Ed25519PrivateKey:
     """Return the key of the validator that is called by this hexadecimal digit."""
     return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(validator * 64))
+
+
+@pytest.fixture
+def public_key() -> Callable[[str], bytes]:
+    """Gives the public keys of validators that are called by one hexadecimal digit."""
+    return lambda validator: private_key(validator).public_key().public_bytes_raw()
 
 
 @pytest.fixture

@@ -1,16 +1,41 @@
-"""One suite for the artifact store port, over folders and buckets."""
+"""One suite for the artifact store port, over folders and the buckets of several servers.
 
+One of them is the server that `S3_ENDPOINT_URL` names, with MINIO_ROOT_USER and MINIO_ROOT_PASSWORD.
+"""
+
+import os
 import re
+import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esper.contracts import ArtifactIntegrityError, ArtifactStore, NotFoundError, sha256_hex
+from esper.testkit.s3 import S3Server
 
 type Tamper = Callable[[str, bytes | None], None]
+
+
+@pytest.fixture(params=["file", "s3_server", "conditional_s3_server", "named"])
+def artifacts_url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The URL of a folder or bucket that does not exist yet."""
+    if request.param == "file":
+        return (tmp_path / "artifacts").as_uri()
+    bucket = f"esper-{uuid.uuid4()}"
+    if request.param == "named":
+        if "S3_ENDPOINT_URL" not in os.environ:
+            pytest.skip("S3_ENDPOINT_URL names no server")
+        return f"s3://{bucket}?endpoint={os.environ['S3_ENDPOINT_URL']}"
+    server: S3Server = request.getfixturevalue(request.param)
+    monkeypatch.setenv("MINIO_ROOT_USER", server.access_key)
+    monkeypatch.setenv("MINIO_ROOT_PASSWORD", server.secret_key)
+    return server.url(bucket)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +61,8 @@ def postgres_binaries() -> Path:
 class PostgresServer:
     """One server process with password authentication; data survive `stop` and `start`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = _SETTINGS | dict(settings or {})
         self.host = "127.0.0.1"
         self.port = 0
         """0 until the first start; kept from then on."""
@@ -125,6 +126,16 @@ class PostgresServer:
         if process is not None:
             end(process, signal.SIGINT)  # a fast shutdown
 
+    def kill(self) -> None:
+        """End every process of the server at once (`kill -9`); `start` has it recover."""
+        process, self._process = self._process, None
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)  # so that it starts no other
+        for pid in (*children(process.pid), process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
     def freeze(self) -> None:
         """Let every process of the server stand still: connections stay open, and silent."""
         self._signal_all(signal.SIGSTOP)
@@ -149,7 +160,7 @@ class PostgresServer:
             os.chown(self._folder, self._runs_as, self._runs_as)
         password_file = self._folder / "password"
         password_file.write_text(self.password, encoding="utf-8")
-        settings = [part for item in _SETTINGS.items() for part in ("-c", "=".join(item))]
+        settings = [part for item in self._settings.items() for part in ("-c", "=".join(item))]
         process = self._run(
             *("initdb", "-D", str(self._folder / "data"), "-U", self.user, "-A", "scram-sha-256"),
             *("--pwfile", str(password_file), "-E", "UTF8", "--locale=C", "--no-sync", *settings),
@@ -211,8 +222,11 @@ class PostgresServer:
 
 
 @contextmanager
-def start_postgres() -> Generator[PostgresServer]:
+def start_postgres(settings: Mapping[str, str] | None = None) -> Generator[PostgresServer]:
     """Run a server of one's own, with its files in a temporary folder, for the length of the context.
+
+    Args:
+        settings: of the server (`postgresql.conf`), beyond or instead of those here.
 
     Raises:
         FileNotFoundError: if this machine has no PostgreSQL.
@@ -221,7 +235,7 @@ def start_postgres() -> Generator[PostgresServer]:
     """
     # Not one of pytest's folders: those can only be entered by the user that runs the tests.
     with tempfile.TemporaryDirectory(prefix="esper-postgres-", dir=_shared_folder()) as folder:
-        server = PostgresServer(Path(folder))
+        server = PostgresServer(Path(folder), settings)
         server.start()
         try:
             yield server

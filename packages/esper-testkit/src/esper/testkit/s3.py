@@ -1,6 +1,7 @@
-"""A throwaway S3 server (nanio) that checks signatures, on a free localhost port.
+"""Throwaway S3 servers on free localhost ports: one that checks signatures, one with conditional writes.
 
-`s3_server` hands one to a whole test session; `start_s3` makes more.
+`s3_server` hands the first (nanio) to a whole test session and `conditional_s3_server` the second
+(localbucket); `start_s3` makes more.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,7 +26,8 @@ _START_ATTEMPTS = 3
 class S3Server:
     """One server process; objects survive `stop` and `start`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Literal["nanio", "localbucket"] = "nanio") -> None:
+        self._program = program
         self.host = "127.0.0.1"
         self.port = 0
         """0 until the first start; kept from then on."""
@@ -65,7 +68,7 @@ class S3Server:
             end(process, signal.SIGKILL)
             if attempt == attempts:
                 log = (self.folder / "log").read_text(errors="replace")
-                raise RuntimeError(f"nanio did not start:\n{log[-2000:]}")
+                raise RuntimeError(f"{self._program} did not start:\n{log[-2000:]}")
 
     def stop(self) -> None:
         """End the server as an outage does; does nothing if it is not running."""
@@ -74,14 +77,16 @@ class S3Server:
             end(process, signal.SIGKILL)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
+        data, address = str(self.folder / "data"), ("--host", self.host, "--port", str(port))
+        if self._program == "nanio":
+            command = ["nanio", "serve", "--no-access-log", *address, "--data-dir", data]
+        else:
+            (self.folder / "data").mkdir(exist_ok=True)
+            command = ["localbucket", *address, data]
         credentials = {"NANIO_ACCESS_KEY": self.access_key, "NANIO_SECRET_KEY": self.secret_key}
         with (self.folder / "log").open("ab") as log:
             return launch(
-                [
-                    *(sys.executable, "-m", "nanio", "serve", "--no-access-log"),
-                    *("--host", self.host, "--port", str(port)),
-                    *("--data-dir", str(self.folder / "data")),
-                ],
+                [sys.executable, "-m", *command],
                 log=log.fileno(),
                 environment=os.environ | credentials,
             )
@@ -91,20 +96,22 @@ def _answers(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=1.0) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return connection.recv(64).startswith(b"HTTP/1.1 403")  # no signature, no entry
+            return connection.recv(64).startswith(b"HTTP/1.")
     except OSError:
         return False
 
 
 @contextmanager
-def start_s3(folder: Path) -> Generator[S3Server]:
+def start_s3(
+    folder: Path, program: Literal["nanio", "localbucket"] = "nanio"
+) -> Generator[S3Server]:
     """Run a server of one's own, with its files in `folder`, for the length of the context.
 
     Raises:
         RuntimeError: if it does not start.
 
     """
-    server = S3Server(folder)
+    server = S3Server(folder, program)
     server.start()
     try:
         yield server
@@ -116,4 +123,11 @@ def start_s3(folder: Path) -> Generator[S3Server]:
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
     """Give the whole test session one S3 server; make buckets of your own in it."""
     with start_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def conditional_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
+    """Give the whole test session one S3 server that knows `If-None-Match` and takes any credentials."""
+    with start_s3(tmp_path_factory.mktemp("conditional-s3"), "localbucket") as server:
         yield server
