@@ -273,6 +273,7 @@ def test_threads_that_migrate_one_database_apply_each_revision_once(empty_url: s
     _assert_migrated_once(empty_url)
 
 
+@pytest.mark.long
 def test_processes_that_open_one_database_apply_each_revision_once(
     empty_url: str, tmp_path: Path
 ) -> None:
@@ -284,7 +285,7 @@ def test_processes_that_open_one_database_apply_each_revision_once(
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(3)
+        for _ in range(10)
     ]
     for opener in openers:
         assert opener.stdout is not None
@@ -294,7 +295,7 @@ def test_processes_that_open_one_database_apply_each_revision_once(
         opener.stdin.write("go\n")
         opener.stdin.flush()
     for opener in openers:
-        assert opener.communicate(timeout=60) == ("0\n", "")
+        assert opener.communicate(timeout=120) == ("0\n", "")
     _assert_migrated_once(empty_url)
 
 

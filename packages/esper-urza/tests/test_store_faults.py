@@ -24,7 +24,7 @@ from esper.urza import open_file_store, open_s3_store
 
 type Tamper = Callable[[str, bytes | None], None]
 
-_NUM_DAMAGED = 150
+_NUM_DAMAGED = 2 * int(os.environ.get("ESPER_DAMAGES", "75"))
 
 
 @pytest.fixture
