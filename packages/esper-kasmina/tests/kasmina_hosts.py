@@ -202,6 +202,11 @@ HOSTS: dict[str, Host] = {
         targets=("4",),
         options=(("chunks", 3),),
     ),
+    "depth": Host(
+        build=lambda: nn.Sequential(nn.Linear(6, 8), Residual(8), nn.Linear(8, NUM_CLASSES)),
+        targets=("0",),
+        options=(("chunks", 2), ("depth", 2)),
+    ),
 }
 
 

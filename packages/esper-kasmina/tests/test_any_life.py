@@ -46,7 +46,7 @@ from esper.kasmina.marks import Mark
 pytestmark = pytest.mark.long
 
 S = SeedState
-SEEDS = ((0, 0), (0, 1), (1, 0), (1, 1))
+SEEDS = tuple((site, place) for site in (0, 1) for place in range(4))
 UNDOING = (S.CULLED, S.CANCELLED, S.ROLLED_BACK)
 HEALTHY, WOKEN, EXPLODING, NOT_A_NUMBER = range(4)
 
@@ -70,7 +70,7 @@ def bits(value: Any) -> Any:
 
 
 class AnyLife(RuleBasedStateMachine):
-    """Two sites of a convolutional host with two chunks each, and whatever may happen to them."""
+    """Two sites with two chunks of two blocks each, and whatever may happen to them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class AnyLife(RuleBasedStateMachine):
         self.meet_twin()
 
     def wrapped(self) -> Bed:
-        bed = wrap(self.model, stages=QUICK, chunks=2, sample_every_steps=2)
+        bed = wrap(self.model, stages=QUICK, chunks=2, depth=2, sample_every_steps=2)
         bed.attach(self.optimizer)
         self.kernels = {
             (site, change): admit(bed, "pointwise_mix", site=site, change=CHANGES[change])

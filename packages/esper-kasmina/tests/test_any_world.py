@@ -28,7 +28,7 @@ pytestmark = pytest.mark.long
 
 S = SeedState
 
-HOSTS = ("mlp", "chunks", "batch_norm", "tied")
+HOSTS = ("mlp", "chunks", "depth", "batch_norm", "tied")
 PENDING = (S.GRAFTING, S.STABILIZATION, S.EVALUATING, S.FINE_TUNING)
 UNDONE = (S.CULLED, S.CANCELLED, S.ROLLED_BACK)
 

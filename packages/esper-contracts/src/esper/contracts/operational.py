@@ -25,6 +25,14 @@ class Site(Contract):
     """What each seed's kernel is built for: `features` is the width of one chunk."""
     num_seeds: int = Field(default=1, ge=1)
     """Into how many equal chunks the layer's features are split, one seed each."""
+    depth: int = Field(default=1, ge=1)
+    """How many blocks each chunk can carry in a row. Seed `slot * num_seeds + chunk` acts before those of
+    lower slots: what grows later at a site comes nearer to the input than what grew there earlier."""
+
+    @property
+    def num_places(self) -> int:
+        """How many seeds there are at this site."""
+        return self.num_seeds * self.depth
 
 
 class HealthSignal(Contract):

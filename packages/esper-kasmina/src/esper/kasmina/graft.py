@@ -32,9 +32,9 @@ _WATCHED: WeakSet[nn.Module] = WeakSet()
 """Every layer that belongs to a bed; copies of one do not."""
 
 
-def child_name(seed_idx: int, num_seeds: int) -> str:
-    """Return the name of a seed's graft under its layer; chunks are numbered."""
-    return CHILD if num_seeds == 1 else f"{CHILD}_{seed_idx}"
+def child_name(seed_idx: int, site: Site) -> str:
+    """Return the name of a seed's graft under its layer; several seeds are numbered."""
+    return CHILD if site.num_places == 1 else f"{CHILD}_{seed_idx}"
 
 
 def is_graft_name(name: str) -> bool:
@@ -43,14 +43,15 @@ def is_graft_name(name: str) -> bool:
 
 
 class Span:
-    """The part of a layer's features that one seed sees."""
+    """The part of a layer's features that one seed sees, and its turn among those that see the same."""
 
-    __slots__ = ("kind", "length", "start", "whole")
+    __slots__ = ("kind", "length", "slot", "start", "whole")
 
     def __init__(self, site: Site, seed_idx: int) -> None:
         self.kind: SiteKind = site.signature.kind
         self.length: int = site.signature.features
-        self.start = seed_idx * self.length
+        self.slot, chunk = divmod(seed_idx, site.num_seeds)
+        self.start = chunk * self.length
         self.whole = site.num_seeds == 1
 
     def of(self, h: Tensor) -> Tensor:
@@ -79,6 +80,7 @@ class Graft(nn.Module):
         super().__init__()
         self.block = block
         self.span = span
+        self.slot = span.slot
         self.enabled = True
         # A tensor, so that ramping it needs no new graph under torch.compile.
         self.register_buffer("alpha", torch.zeros((), device=device))
@@ -114,6 +116,7 @@ class SiteHook:
         self.adapter: Adapter = adapter_of(self._layer_type)
         self.grafts: tuple[Graft, ...] = ()
         self.taps: tuple[Tap, ...] = ()
+        self._parts: tuple[Tap | Graft, ...] = ()
         self.sampling = False
         self._watchers = tuple(watchers)
         self._handle: RemovableHandle | None = None
@@ -131,12 +134,9 @@ class SiteHook:
         h = self._features(layer, output, careful=not (compiling or self.grafts))
         if h is None:
             return None
-        if learning:
-            for tap in self.taps:
-                h = tap(h)
-        for graft in self.grafts:
-            if graft.enabled:
-                h = graft(h)
+        for part in self._parts:
+            if part.enabled if isinstance(part, Graft) else learning:
+                h = part(h)
         if sampling and learning:
             # Once per sampled step, however often the layer is called in it.
             self.sampling = False
@@ -165,6 +165,7 @@ class SiteHook:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, taps=(), sampling=False, _watchers=(), _handle=None)
         self.adapter = adapter_of(self._layer_type)
+        self._arrange()
 
     @property
     def is_needed(self) -> bool:
@@ -180,11 +181,17 @@ class SiteHook:
 
     def settle(self, layer: nn.Module) -> None:
         """Be on `layer` exactly while needed: what is dormant costs nothing at all."""
+        self._arrange()
         if self.is_needed and self._handle is None:
             self._handle = layer.register_forward_hook(self)
         elif not self.is_needed and self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def _arrange(self) -> None:
+        """Let higher slots act first, and a tap see what a graft in its place would."""
+        taps_first = (*self.taps, *self.grafts)
+        self._parts = tuple(sorted(taps_first, key=lambda part: -part.slot))
 
 
 def claim(layer: nn.Module) -> None:

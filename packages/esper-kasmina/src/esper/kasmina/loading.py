@@ -125,7 +125,7 @@ def _check_host(
         if problem := _graft_problem(record, site):
             problems.append(problem)
         elif site is not None:
-            child = child_name(record.seed_idx, site.num_seeds)
+            child = child_name(record.seed_idx, site)
             prefix = f"{record.site}.{child}." if record.site else f"{child}."
             expected |= {n: _form(v) for n, v in state.items() if n.startswith(prefix)}
     saved = {name: _form(value) for name, value in state.items()}
@@ -151,6 +151,6 @@ def _form(value: Tensor) -> str:
 def _graft_problem(record: GraftRecord, site: Site | None) -> str | None:
     if record.state not in GRAFTED:
         return f"the block at {record.site!r} is saved in the state {record.state}"
-    if site is None or site.name != record.site or record.seed_idx >= site.num_seeds:
+    if site is None or site.name != record.site or record.seed_idx >= site.num_places:
         return f"the block at {record.site!r} says seed {(record.layer_id, record.seed_idx)}"
     return None

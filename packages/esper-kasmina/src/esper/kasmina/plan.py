@@ -56,6 +56,7 @@ def plan(
     *,
     example: Example | None = None,
     chunks: int = 1,
+    depth: int = 1,
     causal: bool | None = None,
 ) -> Plan:
     """Find the sites of `model` for seeds.
@@ -70,6 +71,7 @@ def plan(
             arguments), run through a copy of the model. It finds layers that never run, and makes
             sites of blocks of the user's own.
         chunks: into how many equal parts to split each site's features, one seed each.
+        depth: how many blocks each chunk can carry in a row.
         causal: whether tokens may only look back at sequence sites. By default an example decides;
             without one they may not look ahead.
 
@@ -78,10 +80,10 @@ def plan(
         return Plan(problems=("it is already wrapped; use its bed, or unwrap() it first",))
     if reason := refuse_host(model):
         return Plan(problems=(reason,))
-    if problems := _wrong_arguments(targets, chunks, causal):
+    if problems := _wrong_arguments(targets, chunks, depth, causal):
         return Plan(problems=problems)
     layers = {n: m for n, m in named_modules(model).items() if not is_graft_name(n)}
-    survey = _Survey(model, layers, chunks=chunks, causal=causal)
+    survey = _Survey(model, layers, chunks=chunks, depth=depth, causal=causal)
     named = match(layers, targets) if targets is not None else defaults(layers)
     if example is not None:
         names = {name for matches in named.values() for name in matches}
@@ -137,12 +139,14 @@ class _Survey:
         layers: Mapping[str, nn.Module],
         *,
         chunks: int,
+        depth: int,
         causal: bool | None,
     ) -> None:
         self.sightings: Mapping[str, Sighting] = {}
         self._model = model
         self._layers = layers
         self._chunks = chunks
+        self._depth = depth
         self._causal = causal
         self._refusals = Refusals(layers)
         self._signatures: dict[tuple[object, ...], KernelSignature] = {}
@@ -172,6 +176,7 @@ class _Survey:
                     signature=cast("KernelSignature", verdicts[name]),
                     # Left out where it is the default: one field less costs 500 bytes less.
                     **({"num_seeds": self._chunks} if self._chunks > 1 else {}),
+                    **({"depth": self._depth} if self._depth > 1 else {}),
                 )
                 for i, name in enumerate(usable)
             ),
@@ -263,7 +268,9 @@ def _unfit(sighting: Sighting) -> str | None:
     return None
 
 
-def _wrong_arguments(targets: object, chunks: object, causal: object) -> tuple[str, ...]:
+def _wrong_arguments(
+    targets: object, chunks: object, depth: object, causal: object
+) -> tuple[str, ...]:
     """Say what is wrong with arguments that no host could satisfy."""
     problems: list[str] = []
     if targets is not None and (isinstance(targets, str) or not isinstance(targets, Sequence)):
@@ -273,8 +280,9 @@ def _wrong_arguments(targets: object, chunks: object, causal: object) -> tuple[s
         )
     elif targets is not None and not targets:
         problems.append("targets is empty; leave it out, or name layers")
-    if not isinstance(chunks, int) or isinstance(chunks, bool) or chunks < 1:
-        problems.append(f"chunks={chunks!r}; expected an integer of at least 1")
+    for name, number in (("chunks", chunks), ("depth", depth)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            problems.append(f"{name}={number!r}; expected an integer of at least 1")
     if causal is not None and not isinstance(causal, bool):
         problems.append(f"causal={causal!r}; expected True, False or None")
     return tuple(problems)

@@ -24,7 +24,8 @@ class Sampling:
     def __init__(
         self, seeds: Sequence[Seed], every_steps: int | None, *, compiled_steps_run_eagerly: bool
     ) -> None:
-        self._seeds = seeds
+        # Seeds of one place in a row see the same; the first of them looks.
+        self._seeds = [seed for seed in seeds if seed.span.slot == 0]
         self._every_steps = every_steps
         self._eagerly = compiled_steps_run_eagerly
         self._countdown = 0

@@ -93,7 +93,7 @@ class Seed:
     @property
     def child(self) -> str:
         """The name of its graft under the site's layer."""
-        return child_name(self.seed_id[1], self.site.num_seeds)
+        return child_name(self.seed_id[1], self.site)
 
     @property
     def alpha(self) -> float:
@@ -177,7 +177,7 @@ class Seed:
         return HealthSignal(
             layer_id=self.site.layer_id,
             seed_id=self.seed_id[1],
-            chunk_id=self.seed_id[1],
+            chunk_id=self.seed_id[1] % self.site.num_seeds,
             epoch=epoch,
             activation_variance=health.activation_variance,
             dead_neuron_ratio=health.dead_neuron_ratio,

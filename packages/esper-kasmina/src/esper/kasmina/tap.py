@@ -32,6 +32,11 @@ class Part(Protocol):
         """What flows there."""
         ...
 
+    @property
+    def slot(self) -> int:
+        """Its turn among those that see the same part: higher ones act first."""
+        ...
+
     def of(self, h: Tensor) -> Tensor:
         """Return the part of `h`, a view."""
         ...
@@ -43,6 +48,7 @@ class Tap:
     def __init__(self, learner: Learner, part: Part) -> None:
         self._learner = learner
         self._part = part
+        self.slot = part.slot
         self._key = next(_keys)
         self._waiting: list[Tensor] = []
         _taps[self._key] = self

@@ -28,6 +28,7 @@ def wrap(
     targets: Sequence[Target] | None = None,
     example: Example | None = None,
     chunks: int = 1,
+    depth: int = 1,
     causal: bool | None = None,
     blueprints: Sequence[BlueprintIR] = (),
     stages: StageLengths | None = None,
@@ -43,6 +44,7 @@ def wrap(
         targets: names, globs, types or predicates of the layers to use; see `plan`.
         example: inputs of one training batch, for what only a trial run can tell; see `plan`.
         chunks: into how many equal parts to split each site's features, one seed each.
+        depth: how many blocks can grow in a row at each site, the later ones nearer to the input.
         causal: whether tokens may only look back at sequence sites; see `plan`.
         blueprints: designs of your own to grow with, beside the built-in ones.
         stages: how long the stages of a seed's life last.
@@ -55,7 +57,7 @@ def wrap(
         BlueprintError: if a design of your own fits no site, or cannot be built for one that it fits.
 
     """
-    found = plan(model, targets, example=example, chunks=chunks, causal=causal)
+    found = plan(model, targets, example=example, chunks=chunks, depth=depth, causal=causal)
     return carry_out(
         model,
         found,
@@ -91,7 +93,7 @@ def carry_out(
         Seed(site, index, layer, stages=lengths, device=device_of(layer, model))
         for site in found.sites
         for layer in (modules[site.name],)
-        for index in range(site.num_seeds)
+        for index in range(site.num_places)
     ]
     for seed in seeds:
         claim(seed.layer)
