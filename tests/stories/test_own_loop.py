@@ -31,6 +31,7 @@ from esper.tamiyo import (
     Heuristic,
     Never,
     Observation,
+    Plateau,
     Policy,
     Proposal,
     Runtime,
@@ -40,7 +41,7 @@ from esper.tamiyo import (
 
 ROOT = Path(__file__).parents[2]
 
-EAGER = Heuristic(stall_improvement=10.0)
+EAGER = Heuristic(timing=Plateau(stall_improvement=10.0))
 """Grows as soon as it has seen a trend, however well learning goes."""
 
 

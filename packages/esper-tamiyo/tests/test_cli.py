@@ -35,7 +35,10 @@ def test_help_teaches_with_examples_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "oracle"], "unknown policy 'oracle'; there are heuristic, never"),
+        (
+            ["--policy", "oracle"],
+            "unknown policy 'oracle'; there are heuristic, gap, random, never",
+        ),
         (["--task", "digit"], "unknown task 'digit'; there are digits, mnist1d"),
         (["--host", "vgg"], "unknown host 'vgg'; there are mlp, cnn"),
         (["--epochs", "0"], "epochs: Input should be greater than or equal to 1"),

@@ -5,79 +5,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_factory import FALLING, STALLED, culled, kernel, observation, seed
 
-from esper.contracts import (
-    CompiledKernelArtifact,
-    FieldReport,
-    KernelSignature,
-    SeedState,
-    SeedStatus,
-    Site,
-    SiteKind,
-)
-from esper.tamiyo import Heuristic, Observation
-from esper.tamiyo.policies import EpochFigures
-
-SIGNATURE = KernelSignature(kind=SiteKind.FEATURES, features=6)
-FALLING = [2.0, 1.5, 1.0, 0.7, 0.4]
-STALLED = [2.0, 1.5, 1.4, 1.39, 1.38]
-
-
-def site(layer_id: int) -> Site:
-    return Site(
-        layer_id=layer_id, name=f"layer{layer_id}", module_type="Linear", signature=SIGNATURE
-    )
-
-
-def seed(layer_id: int, state: SeedState = SeedState.DORMANT) -> SeedStatus:
-    return SeedStatus(seed_id=(layer_id, 0), site=f"layer{layer_id}", state=state, alpha=0.0)
-
-
-def kernel(number: int, *, num_parameters: int = 100) -> CompiledKernelArtifact:
-    return CompiledKernelArtifact(
-        kernel_id=f"{number:064x}",
-        blueprint_id="b" * 64,
-        blueprint_name=f"block{number}",
-        signature=SIGNATURE,
-        size_bytes=1,
-        num_parameters=num_parameters,
-    )
-
-
-def observation(
-    losses: list[float],
-    *,
-    seeds: list[SeedStatus] | None = None,
-    kernels: list[CompiledKernelArtifact] | None = None,
-    outcomes: list[FieldReport] | None = None,
-    epochs_left: int | None = 50,
-) -> Observation:
-    return Observation(
-        epoch=len(losses) - 1,
-        epochs_left=epochs_left,
-        history=[EpochFigures(epoch=i, val_loss=loss) for i, loss in enumerate(losses)],
-        sites=[site(0), site(1)],
-        seeds=seeds if seeds is not None else [seed(0), seed(1)],
-        health=[],
-        kernels=kernels if kernels is not None else [kernel(1), kernel(2, num_parameters=1000)],
-        outcomes=outcomes or [],
-    )
-
-
-def culled(layer_id: int, number: int) -> FieldReport:
-    return FieldReport(
-        run_id="run",
-        seed_id=(layer_id, 0),
-        site=f"layer{layer_id}",
-        kernel_id=f"{number:064x}",
-        blueprint_id="b" * 64,
-        blueprint_name=f"block{number}",
-        outcome=SeedState.CULLED,
-        reason="no help",
-        epoch_started=1,
-        epoch_ended=4,
-        parameters_added=0,
-    )
+from esper.contracts import KernelSignature, SeedState, SiteKind
+from esper.tamiyo import Heuristic
 
 
 def test_it_waits_while_the_loss_still_falls() -> None:

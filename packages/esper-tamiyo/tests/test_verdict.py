@@ -1,12 +1,14 @@
 """The verdict: a block stays only when it is measured to help."""
 
 import math
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.tamiyo import Evidence, Figures, judge
+from esper.tamiyo.verdict import MIN_PAIRS, gain_interval
 
 
 def evidence(loss: float, without: float | None, before: float | None) -> Evidence:
@@ -51,3 +53,43 @@ def test_what_is_kept_is_better_than_every_yardstick(
     assert verdict.keep == (loss <= 0.99 * without and loss <= 0.99 * before) or math.isclose(
         loss, 0.99 * min(without, before), rel_tol=1e-9
     )
+
+
+def _pairs(gains: list[float]) -> Evidence:
+    without = [2.0 + number % 3 for number in range(len(gains))]
+    with_block = [loss - gain for loss, gain in zip(without, gains, strict=True)]
+    return Evidence(
+        before=None,
+        with_block=Figures(loss=fmean(with_block), losses=with_block),
+        without_block=Figures(loss=fmean(without), losses=without),
+    )
+
+
+def test_a_gain_beyond_noise_is_kept_with_its_interval() -> None:
+    verdict = judge(_pairs([0.2 + 0.1 * (number % 2) for number in range(40)]))
+    assert verdict.keep
+    assert 0.2 < verdict.numbers["gain_low"] < 0.25 < verdict.numbers["gain_high"] < 0.3
+
+
+def test_a_gain_within_noise_is_not_kept_however_large_its_mean() -> None:
+    noisy = _pairs([3.0 if number % 2 else -2.0 for number in range(40)])
+    verdict = judge(noisy)
+    assert not verdict.keep
+    assert "not beyond noise" in verdict.reason
+    assert "40 pairs" in verdict.reason
+    assert judge(noisy, min_gain=0.0).keep  # after fine-tuning it needs no second gain
+
+
+@pytest.mark.parametrize("count", [1, MIN_PAIRS - 1])
+def test_too_few_pairs_say_nothing_about_noise(count: int) -> None:
+    verdict = judge(_pairs([1.0] * count))
+    assert verdict.keep
+    assert "gain_low" not in verdict.numbers
+
+
+def test_losses_that_are_not_finite_give_no_interval() -> None:
+    assert gain_interval(_pairs([math.inf] * 20)) is None
+    lone = Evidence(
+        before=None, with_block=Figures(loss=1.0, losses=[1.0] * 20), without_block=None
+    )
+    assert gain_interval(lone) is None

@@ -66,7 +66,11 @@ def train(
     seed: Annotated[int | None, _option("Same seed, same decisions, same weights.", "seed")] = None,
     threads: Annotated[int | None, _option("Threads that torch computes with.", "threads")] = None,
     policy: Annotated[
-        str | None, _option("heuristic, or never for plain training.", "policy")
+        str | None,
+        _option(
+            "heuristic, gap, random, never (plain training), scripted:RUN_FOLDER, or module:function.",
+            "policy",
+        ),
     ] = None,
     bus: Annotated[str | None, _option("memory:// or redis://HOST:PORT/DB.", "bus")] = None,
     library: Annotated[

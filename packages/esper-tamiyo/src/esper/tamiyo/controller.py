@@ -12,6 +12,7 @@ grafted, commands the bed, and puts all of it on the bus and in the event log.
 import atexit
 import math
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -126,6 +127,7 @@ class Tamiyo:
         self._decisions: list[AdaptationSignal] = []
         self._before: dict[tuple[int, int], EpochFigures] = {}
         self._evidence: dict[tuple[int, int], Evidence] = {}
+        self._begun = time.monotonic()
         self._is_open = True
         self._closing = ExitStack()
         self._runtime = runtime or self._closing.enter_context(_embedded_runtime(self._closing))
@@ -313,25 +315,33 @@ class Tamiyo:
 
     def _grow(self, health: Sequence[HealthSignal]) -> None:
         """Ask the policy, and germinate what it chose."""
-        proposal = self.policy.propose(
-            Observation(
-                epoch=self.epoch,
-                epochs_left=None if self._epochs is None else self._epochs - self.epoch - 1,
-                history=tuple(self._history),
-                sites=self.bed.sites,
-                seeds=self.bed.seeds(),
-                health=health,
-                kernels=self.kernels,
-                outcomes=tuple(self.field_reports),
+        germinated: set[tuple[int, int]] = set()
+        while True:
+            proposal = self.policy.propose(self._observe(health))
+            chosen = proposal.chosen
+            if chosen is None or chosen.seed_id in germinated:
+                break
+            germinated.add(chosen.seed_id)
+            self._decide(
+                Action.GERMINATE, proposal.reason, seed_id=chosen.seed_id, proposal=proposal
             )
-        )
-        chosen = proposal.chosen
-        if chosen is None:
+            self._command(chosen.seed_id, _S.GERMINATED, proposal.reason, chosen.kernel_id)
+            self._advance(self._status(chosen.seed_id))
+        if not germinated:
             self._decide(Action.WAIT, proposal.reason, proposal=proposal)
-            return
-        self._decide(Action.GERMINATE, proposal.reason, seed_id=chosen.seed_id, proposal=proposal)
-        self._command(chosen.seed_id, _S.GERMINATED, proposal.reason, chosen.kernel_id)
-        self._advance(self._status(chosen.seed_id))
+
+    def _observe(self, health: Sequence[HealthSignal]) -> Observation:
+        return Observation(
+            epoch=self.epoch,
+            epochs_left=None if self._epochs is None else self._epochs - self.epoch - 1,
+            history=tuple(self._history),
+            sites=self.bed.sites,
+            seeds=self.bed.seeds(),
+            health=health,
+            kernels=self.kernels,
+            outcomes=tuple(self.field_reports),
+            seconds=time.monotonic() - self._begun,
+        )
 
     def _decide(
         self,

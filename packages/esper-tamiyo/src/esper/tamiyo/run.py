@@ -15,7 +15,6 @@ from torch import nn
 from esper.contracts import (
     ConfigError,
     EventLog,
-    NotFoundError,
     SeedBed,
     load_settings,
     trace_context,
@@ -25,7 +24,8 @@ from esper.tamiyo.config import RunConfig
 from esper.tamiyo.controller import Tamiyo
 from esper.tamiyo.folder import RunFolder, run_folder
 from esper.tamiyo.hosts import build_host
-from esper.tamiyo.policies import Heuristic, Never, Policy
+from esper.tamiyo.loading import call, resolve
+from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripted
 from esper.tamiyo.report import render_report
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
@@ -34,7 +34,12 @@ from esper.tamiyo.tasks import Task, load_task
 from esper.tamiyo.training import measure, train_epoch
 from esper.tamiyo.ui import Ui
 
-POLICIES: Mapping[str, Callable[[], Policy]] = {"heuristic": Heuristic, "never": Never}
+POLICIES: Mapping[str, Callable[[], Policy]] = {
+    "heuristic": Heuristic,
+    "gap": Gap,
+    "random": Chance,
+    "never": Never,
+}
 """The policies that a run can name."""
 
 
@@ -59,6 +64,8 @@ def _run(config: RunConfig, ui: Ui, stop: StopSignals) -> RunRecord:
     task = load_task(config.task)
     host = build_host(config.host, task, seed=config.seed)
     bed = seed_bed_factory()(host)
+    if isinstance(policy, Scripted):
+        policy.check(bed.sites)
     record = RunRecord(
         config=config,
         parameters_before=bed.num_parameters(),
@@ -89,10 +96,21 @@ def _run(config: RunConfig, ui: Ui, stop: StopSignals) -> RunRecord:
 
 
 def choose_policy(name: str) -> Policy:
-    """Return a policy by name. Raises `NotFoundError`, listing what there is."""
-    if name not in POLICIES:
-        raise NotFoundError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}")
-    return POLICIES[name]()
+    """Return a policy by name: a built-in one, `scripted:RUN_FOLDER`, or `module:function` of one's own.
+
+    Raises:
+        NotFoundError, ConfigError: if there is no such policy or log, or it is none.
+
+    """
+    if name.startswith("scripted:"):
+        return Scripted.from_log(name.removeprefix("scripted:"))
+    policy = call("policy", name, resolve("policy", name, POLICIES))
+    if not callable(getattr(policy, "propose", None)) or not hasattr(policy, "name"):
+        raise ConfigError(
+            f"policy {name!r} is a {type(policy).__name__}; expected something with a name and "
+            "propose(observation), see esper.tamiyo.Policy"
+        )
+    return policy
 
 
 def grow(

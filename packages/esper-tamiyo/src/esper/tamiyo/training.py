@@ -53,7 +53,11 @@ def measure(model: nn.Module, data: Split) -> Figures:
     model.eval()
     with torch.no_grad():
         logits = model(data.inputs)  # (N, C)
-        loss = functional.cross_entropy(logits, data.targets).item()
+        losses = functional.cross_entropy(logits, data.targets, reduction="none")  # (N,)
         correct = int((logits.argmax(dim=1) == data.targets).sum())
     model.train(was_training)
-    return Figures(loss=loss, accuracy=correct / len(data))
+    return Figures(
+        loss=losses.mean().item(),
+        accuracy=correct / len(data),
+        losses=[float(loss) for loss in losses],
+    )

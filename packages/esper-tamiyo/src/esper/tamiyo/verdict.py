@@ -4,11 +4,16 @@ The controller gathers `Evidence` when a seed reaches EVALUATING; the verdict is
 """
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MIN_GAIN = 0.01
 """A block must lower the validation loss by this share to stay: less would not pay its cost."""
+
+
+MIN_PAIRS = 16
+"""Fewer paired losses say too little about noise to judge by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,9 @@ class Figures:
 
     loss: float
     accuracy: float | None = None
+    losses: Sequence[float] | None = None
+    """Of each sample or batch, in the same order at every measurement: what the verdict's confidence
+    interval comes from. Without them it cannot tell a gain from noise."""
 
 
 type Evaluate = Callable[[], Figures]
@@ -43,6 +51,30 @@ class Verdict:
     numbers: dict[str, float]
 
 
+def gain_interval(evidence: Evidence) -> tuple[float, float] | None:
+    """Return the 95 % interval of the loss that the block saves on the same weights and data.
+
+    The normal interval of the mean of paired differences; None without pairs, or from fewer than
+    `MIN_PAIRS`.
+    """
+    without = evidence.without_block
+    mine = evidence.with_block.losses
+    if without is None or without.losses is None or mine is None:
+        return None
+    if len(mine) != len(without.losses) or len(mine) < MIN_PAIRS:
+        return None
+    gains = [b - a for a, b in zip(mine, without.losses, strict=True)]
+    if not all(math.isfinite(gain) for gain in gains):
+        return None
+    middle = statistics.fmean(gains)
+    half = 1.96 * statistics.stdev(gains) / math.sqrt(len(gains))
+    return middle - half, middle + half
+
+
+def _num_pairs(evidence: Evidence) -> int:
+    return len(evidence.with_block.losses or ())
+
+
 def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN) -> Verdict:
     """Keep a block that lowers the loss by `min_gain` against every yardstick there is.
 
@@ -61,6 +93,17 @@ def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN) -> Verdict:
         return Verdict(keep=False, reason="the loss with it is not finite", numbers=numbers)
     if not yardsticks:
         return Verdict(keep=False, reason="nothing to compare it with", numbers=numbers)
+    interval = gain_interval(evidence)
+    if interval is not None:
+        numbers |= {"gain_low": interval[0], "gain_high": interval[1]}
+        if min_gain > 0 and not interval[0] > 0:
+            low, high = interval
+            return Verdict(
+                keep=False,
+                reason=f"its gain is not beyond noise: {low:+.4f} to {high:+.4f} of the loss without it "
+                f"(95 %, {_num_pairs(evidence)} pairs)",
+                numbers=numbers,
+            )
     for name, value in yardsticks.items():
         # A loss without the block that is not finite shows that the host now needs it.
         if math.isfinite(value) and not loss <= value - min_gain * abs(value):

@@ -3,8 +3,10 @@
 The controller builds an `Observation` at the end of each epoch and carries out the `Proposal`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from esper.contracts import (
@@ -43,6 +45,35 @@ class Observation:
     """VALIDATED kernels at hand."""
     outcomes: Sequence[FieldReport]
     """Of this run, oldest first."""
+    seconds: float = 0.0
+    """Wall time since the controller was made."""
+
+    @cached_property
+    def _sites(self) -> dict[int, Site]:
+        return {site.layer_id: site for site in self.sites}
+
+    @cached_property
+    def _health(self) -> dict[tuple[int, int], HealthSignal]:
+        return {(signal.layer_id, signal.seed_id): signal for signal in self.health}
+
+    def site_of(self, seed: SeedStatus) -> Site:
+        """Return where a seed lives."""
+        return self._sites[seed.seed_id[0]]
+
+    def row_of(self, seed: SeedStatus) -> tuple[int, int]:
+        """Return layer and chunk of a seed: what the seeds of one row (`Site.depth`) have in common."""
+        layer_id, index = seed.seed_id
+        return layer_id, index % self.site_of(seed).num_seeds
+
+    def health_of(self, seed: SeedStatus) -> HealthSignal | None:
+        """Return the health of a seed's features; in a row of seeds the first looks for all."""
+        return self._health.get(self.row_of(seed))
+
+    @cached_property
+    def largest_gap(self) -> float:
+        """The largest expressivity gap of all sites; 0 where none is known."""
+        gaps = (signal.expressivity_gap for signal in self.health)
+        return max((gap for gap in gaps if gap is not None and math.isfinite(gap)), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

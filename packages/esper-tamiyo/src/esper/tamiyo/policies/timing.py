@@ -1,0 +1,134 @@
+"""When to grow, apart from where and what: a timing tells whether growth is due at a decision point.
+
+Early growth pays more than late growth (docs/experiments), so waiting for a plateau is a choice, not the
+only one. Every timing is a pure function of the observation.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import linear_regression
+from typing import Protocol
+
+from esper.tamiyo.policies.policy import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """Whether growth is due, why, and the numbers behind it."""
+
+    now: bool
+    reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Timing(Protocol):
+    """Tells when to grow."""
+
+    def due(self, observation: Observation) -> Due:
+        """Return whether growth is due at this decision point."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """Due when the validation loss fell by less than a given share over the last epochs."""
+
+    window_epochs: int = 3
+    """Epochs over which progress is measured."""
+    stall_improvement: float = 0.15
+    """Stalled below this share. High, because early growth pays more than late growth."""
+
+    def due(self, observation: Observation) -> Due:
+        """Return whether learning stalls."""
+        losses = [figures.val_loss for figures in observation.history]
+        window = self.window_epochs
+        if len(losses) <= window:
+            numbers = {"epochs_observed": float(len(losses))}
+            reason = f"watching: needs more than {window} epochs to see a trend"
+            return Due(now=False, reason=reason, numbers=numbers)
+        before, recent = min(losses[:-window]), min(losses[-window:])
+        improvement = (before - recent) / abs(before) if before else 0.0
+        stalls = improvement < self.stall_improvement
+        fell = f"loss fell {improvement:.1%} in {window} epochs"
+        reason = (
+            f"learning stalls ({fell})"
+            if stalls
+            else f"still learning: {fell} (stalled below {self.stall_improvement:.0%})"
+        )
+        return Due(now=stalls, reason=reason, numbers={"improvement": improvement})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSlope:
+    """Due when the loss falls by less than a share of what it fell at its steepest.
+
+    The slope is the least-squares line through the last epochs' losses.
+    """
+
+    window_epochs: int = 3
+    share: float = 0.25
+
+    def due(self, observation: Observation) -> Due:
+        """Return whether the loss falls slowly now."""
+        losses = [figures.val_loss for figures in observation.history]
+        if len(losses) <= self.window_epochs:
+            reason = f"watching: needs more than {self.window_epochs} epochs to see a slope"
+            return Due(now=False, reason=reason, numbers={"epochs_observed": float(len(losses))})
+        if not all(math.isfinite(loss) for loss in losses):
+            return Due(now=False, reason="a loss was not finite, so it has no slope")
+        ends = range(self.window_epochs, len(losses) + 1)
+        falls = [-_slope(losses[end - self.window_epochs : end]) for end in ends]
+        steepest, now = max(falls), falls[-1]
+        is_slow = now <= self.share * max(steepest, 0.0)
+        reason = (
+            f"the loss falls {now:.3g} per epoch, {'less' if is_slow else 'still more'} than "
+            f"{self.share:.0%} of its steepest {steepest:.3g}"
+        )
+        return Due(now=is_slow, reason=reason, numbers={"slope": now, "steepest": steepest})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Periodic:
+    """Due every few epochs, in the first part of training only."""
+
+    first_epoch: int = 0
+    every_epochs: int = 2
+    until_share: float = 0.25
+    """Of the epochs that the loop will run; without their number there is no end."""
+
+    def due(self, observation: Observation) -> Due:
+        """Return whether it is time again."""
+        epoch, left = observation.epoch, observation.epochs_left
+        numbers = {"epoch": float(epoch)}
+        if left is not None and epoch + 1 > max(1.0, self.until_share * (epoch + 1 + left)):
+            late = (
+                f"the first {self.until_share:.0%} of training is over: what comes late pays less"
+            )
+            return Due(now=False, reason=late, numbers=numbers)
+        since = epoch - self.first_epoch
+        now = since >= 0 and since % self.every_epochs == 0
+        reason = f"growth is due every {self.every_epochs} epochs from epoch {self.first_epoch} on"
+        return Due(now=now, reason=reason if now else f"not yet: {reason}", numbers=numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtRandom:
+    """Due with a given chance at each epoch: the time of the control arm."""
+
+    chance: float = 0.1
+    seed: int = 0
+
+    def due(self, observation: Observation) -> Due:
+        """Return whether the dice say so; the same at the same epoch of every run."""
+        drawn = random.Random(f"time {self.seed} {observation.epoch}").random()  # noqa: S311
+        reason = (
+            f"the dice say {'now' if drawn < self.chance else 'not now'} (chance {self.chance:.0%})"
+        )
+        return Due(now=drawn < self.chance, reason=reason, numbers={"drawn": drawn})
+
+
+def _slope(values: Sequence[float]) -> float:
+    """Return the change per step of the least-squares line through `values`."""
+    return linear_regression(range(len(values)), values).slope
