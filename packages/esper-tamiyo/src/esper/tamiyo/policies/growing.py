@@ -3,6 +3,7 @@
 A policy of its own is a subclass with a `name` and a `score`; everything else is a field.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,7 +24,7 @@ MOST_CANDIDATES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growing:
+class Growing(ABC):
     """Grows the best-scored candidate whenever growth is due and the budget allows it."""
 
     name = "growing"
@@ -33,11 +34,11 @@ class Growing:
     min_epochs_left: int = 8
     """A block needs about this long to be loaded, grafted and judged."""
 
+    @abstractmethod
     def score(
         self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
     ) -> tuple[float, dict[str, float]]:
         """Return how much this block at this place is worth, higher is better, and from which numbers."""
-        raise NotImplementedError
 
     def propose(self, observation: Observation) -> Proposal:
         """Return the best-scored candidate, or why it is better to wait."""
