@@ -174,6 +174,7 @@ from esper.contracts.ports import (
     WorkerContext,
     WorkerFactory,
 )
+from esper.contracts.repeating import repeat
 from esper.contracts.serving import (
     run_worker,
     serve,
@@ -331,6 +332,7 @@ __all__ = [
     "read_blueprint",
     "read_chain",
     "remove_operator",
+    "repeat",
     "run_chain",
     "run_worker",
     "seal",
