@@ -27,8 +27,8 @@ type Runs = Mapping[str, Mapping[str, float | None]]
 """Results of one seed, by arm."""
 
 
-def compete_once(name: str, seed: int, share: float, out: Path) -> None:
-    """Run every arm of one problem on one seed, and keep the results."""
+def compete_once(name: str, seed: int, rate: float, share: float, out: Path) -> None:
+    """Run every arm of one problem on one seed at one learning rate, and keep the results."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     problem = PROBLEMS[name]()
@@ -37,14 +37,16 @@ def compete_once(name: str, seed: int, share: float, out: Path) -> None:
         steps=max(400, round(problem.steps * share)),
         ramp_steps=max(4, round(problem.ramp_steps * share)),
     )
-    results = {arm: dataclasses.asdict(result) for arm, result in compete(problem, seed).items()}
-    unfinished = _kept(out, name, seed).with_suffix(".part")
+    results = {
+        arm: dataclasses.asdict(result) for arm, result in compete(problem, seed, rate).items()
+    }
+    unfinished = _kept(out, name, seed, rate).with_suffix(".part")
     unfinished.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    unfinished.rename(_kept(out, name, seed))
+    unfinished.rename(_kept(out, name, seed, rate))
 
 
-def _kept(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name}-{seed}.json"
+def _kept(out: Path, name: str, seed: int, rate: float) -> Path:
+    return out / f"{name}-{seed}-{rate}.json"
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -54,34 +56,42 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return means[100], means[3899]
 
 
-def table(name: str, runs: Sequence[Runs]) -> str:
-    """Return the table of one problem, in Markdown."""
+def table(name: str, runs: Mapping[float, Sequence[Runs]]) -> str:
+    """Return the table of one problem, in Markdown; `runs` are by learning rate."""
     problem = PROBLEMS[name]()
     key, better = ("accuracy", 1.0) if problem.is_classification else ("loss", -1.0)
+    best = {arm: _best_rate(runs, arm) for arm in ARMS}
+    grown = _values(runs[best["grown"]], "grown", key)
     lines = [
-        f"**{problem.name}**, {len(runs)} seeds",
+        f"**{problem.name}**, {len(grown)} seeds",
         "",
-        f"| arm | {key} | grown is better by (95 %) | parameters | GFLOPs | steps | seconds |",
-        "|---|---|---|---|---|---|---|",
+        f"| arm | {key} | grown is better by (95 %) | rate | parameters | GFLOPs | steps | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
-        values = [float(run[arm][key] or 0.0) for run in runs]
-        gains = [
-            better * (float(run["grown"][key] or 0.0) - value)
-            for run, value in zip(runs, values, strict=True)
-        ]
+        mine = runs[best[arm]]
+        values = _values(mine, arm, key)
+        gains = [better * (a - b) for a, b in zip(grown, values, strict=True)]
         low, high = interval(gains)
         gain = "" if arm == "grown" else f"{mean(gains):+.3g} ({low:+.3g} … {high:+.3g})"
-        others = [
-            mean(float(run[arm][what] or 0.0) for run in runs)
-            for what in ("parameters", "flops", "steps", "seconds")
-        ]
-        parameters, flops, steps, seconds = others
         lines.append(
-            f"| {arm} | {mean(values):.4g} | {gain} | {parameters:,.0f} | {flops / 1e9:,.1f} "
-            f"| {steps:,.0f} | {seconds:.0f} |"
+            f"| {arm} | {mean(values):.4g} | {gain} | {best[arm]:g} "
+            f"| {_mean(mine, arm, 'parameters'):,.0f} | {_mean(mine, arm, 'flops') / 1e9:,.1f} "
+            f"| {_mean(mine, arm, 'steps'):,.0f} | {_mean(mine, arm, 'seconds'):.0f} |"
         )
     return "\n".join(lines)
+
+
+def _best_rate(runs: Mapping[float, Sequence[Runs]], arm: str) -> float:
+    return min(runs, key=lambda rate: _mean(runs[rate], arm, "validation_loss"))
+
+
+def _values(runs: Sequence[Runs], arm: str, key: str) -> list[float]:
+    return [float(run[arm][key] or 0.0) for run in runs]
+
+
+def _mean(runs: Sequence[Runs], arm: str, key: str) -> float:
+    return mean(_values(runs, arm, key))
 
 
 def main() -> None:
@@ -91,27 +101,40 @@ def main() -> None:
     )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs="+", help="instead of each problem's own")
     parser.add_argument("--share", type=float, default=1.0, help="of the budget of training FLOPs")
     parser.add_argument("--out", type=Path, default=Path("growth-results"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    wanted = [(name, seed) for seed in range(arguments.seeds) for name in arguments.problems]
-    missing = [(name, seed) for name, seed in wanted if not _kept(out, name, seed).exists()]
+    names: list[str] = arguments.problems
+    rates: dict[str, Sequence[float]] = {
+        name: arguments.rates or PROBLEMS[name]().learning_rates for name in names
+    }
+    wanted = [
+        (name, seed, rate)
+        for seed in range(arguments.seeds)
+        for name in names
+        for rate in rates[name]
+    ]
+    missing = [each for each in wanted if not _kept(out, *each).exists()]
     with Progress() as progress, ProcessPoolExecutor(arguments.processes) as processes:
         shown = progress.add_task("runs", total=len(missing))
-        running = [
-            processes.submit(compete_once, name, seed, arguments.share, out)
-            for name, seed in missing
-        ]
+        running = [processes.submit(compete_once, *each, arguments.share, out) for each in missing]
         for finished in as_completed(running):
             finished.result()
             progress.advance(shown)
     print(f"{platform.platform()}, torch {torch.__version__}, one thread for each run\n")
-    for name in arguments.problems:
-        kept = [_kept(out, name, seed) for seed in range(arguments.seeds)]
-        print(table(name, [json.loads(path.read_text(encoding="utf-8")) for path in kept]) + "\n")
+    for name in names:
+        runs = {
+            rate: [
+                json.loads(_kept(out, name, seed, rate).read_text(encoding="utf-8"))
+                for seed in range(arguments.seeds)
+            ]
+            for rate in rates[name]
+        }
+        print(table(name, runs) + "\n")
 
 
 if __name__ == "__main__":

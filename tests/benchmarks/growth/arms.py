@@ -40,6 +40,8 @@ class Result:
     """On test data, in per cent."""
     loss: float
     """On test data."""
+    validation_loss: float
+    """What learning rates are chosen by."""
     parameters: int
     flops: int
     steps: int
@@ -72,23 +74,22 @@ def train(
     model: nn.Module,
     *,
     seed: int,
+    rate: float,
     budget: int,
     attach: Callable[[torch.optim.Optimizer], Tamiyo] | None = None,
 ) -> Result:
     """Train until the budget of FLOPs is used up; with a controller, decide `DECISIONS` times."""
     begun = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=problem.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     tamiyo = attach(optimizer) if attach is not None else None
     cost, used, step, decided = step_flops(model, problem), 0, 0, 0
     model.train()
     while used < budget:
         progress = used / budget
-        rate = (
-            problem.learning_rate * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * progress)) / 2
-        )
+        warm = min(1, (step + 1) / 50)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * warm * (1 + math.cos(math.pi * progress)) / 2
         inputs, targets = problem.batch(generator)
         loss = problem.loss_of(model(inputs), targets).mean()
         optimizer.zero_grad()
@@ -108,6 +109,7 @@ def train(
     return Result(
         accuracy=None if figures.accuracy is None else 100 * figures.accuracy,
         loss=figures.loss,
+        validation_loss=measure(model, problem, problem.validation).loss,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=used,
         steps=step,
@@ -115,7 +117,9 @@ def train(
     )
 
 
-def grow(problem: Problem, arm: str, *, seed: int, budget: int) -> tuple[Result, nn.Module]:
+def grow(
+    problem: Problem, arm: str, *, seed: int, rate: float, budget: int
+) -> tuple[Result, nn.Module]:
     """Train a host that may grow; return the result and the grown model."""
     torch.manual_seed(seed)
     model = problem.host()
@@ -142,7 +146,8 @@ def grow(problem: Problem, arm: str, *, seed: int, budget: int) -> tuple[Result,
             evaluate=lambda: measure(model, problem, problem.validation),
         )
 
-    return train(problem, model, seed=seed, budget=budget, attach=attach), model
+    result = train(problem, model, seed=seed, rate=rate, budget=budget, attach=attach)
+    return result, model
 
 
 def policy_of(arm: str, seed: int) -> Policy:
@@ -170,17 +175,17 @@ def drawn_anew(model: nn.Module, seed: int, *, zeros: bool) -> nn.Module:
     return fresh
 
 
-def compete(problem: Problem, seed: int) -> dict[str, Result]:
-    """Run every arm on one seed."""
+def compete(problem: Problem, seed: int, rate: float) -> dict[str, Result]:
+    """Run every arm on one seed at one learning rate."""
     torch.manual_seed(seed)
     small = problem.host()
     budget = problem.steps * step_flops(small, problem)
     results: dict[str, Result] = {}
-    results["grown"], grown = grow(problem, "grown", seed=seed, budget=budget)
+    results["grown"], grown = grow(problem, "grown", seed=seed, rate=rate, budget=budget)
     for arm in ("random", "output side"):
-        results[arm], _ = grow(problem, arm, seed=seed, budget=budget)
+        results[arm], _ = grow(problem, arm, seed=seed, rate=rate, budget=budget)
     for arm, zeros in (("scratch", False), ("scratch, zeros", True)):
         fresh = drawn_anew(grown, seed, zeros=zeros)
-        results[arm] = train(problem, fresh, seed=seed, budget=budget)
-    results["small host"] = train(problem, small, seed=seed, budget=budget)
+        results[arm] = train(problem, fresh, seed=seed, rate=rate, budget=budget)
+    results["small host"] = train(problem, small, seed=seed, rate=rate, budget=budget)
     return results

@@ -39,8 +39,8 @@ class Problem:
     """Steps that the budget of training FLOPs allows the small host; the grown nets' steps cost more."""
     ramp_steps: int
     """Over so many steps a block's part rises from 0 to 1; then it is judged."""
-    learning_rate: float
-    """The best of 1, 2, 4, 8, 16, 32 thousandths for the static net."""
+    learning_rates: Sequence[float]
+    """Every arm is run with each of them; the table has the best of each arm, by validation."""
     loss_of: Callable[[Tensor, Tensor], Tensor]
     """One loss for each sample."""
     is_classification: bool = True
@@ -58,7 +58,7 @@ def residual_mlp() -> Problem:
         **data,
         steps=8000,
         ramp_steps=40,
-        learning_rate=4e-3,
+        learning_rates=(2e-3, 4e-3, 8e-3),
     )
 
 
@@ -74,7 +74,7 @@ def conv() -> Problem:
         **data,
         steps=5000,
         ramp_steps=25,
-        learning_rate=8e-3,
+        learning_rates=(4e-3, 8e-3, 16e-3, 32e-3),
     )
 
 
@@ -102,7 +102,7 @@ def language_model() -> Problem:
         test=_windows(held_out[middle:], torch.arange(0, 256 * CONTEXT, CONTEXT)),
         steps=1200,
         ramp_steps=15,
-        learning_rate=2e-3,
+        learning_rates=(1e-3, 2e-3, 4e-3),
         loss_of=_losses,
         is_classification=False,
     )
