@@ -85,6 +85,7 @@ def test_too_few_pairs_say_nothing_about_noise(count: int) -> None:
     verdict = judge(_pairs([1.0] * count))
     assert verdict.keep
     assert "gain_low" not in verdict.numbers
+    assert f"{count} losses, too few to tell a gain from noise" in verdict.reason
 
 
 def test_losses_that_are_not_finite_give_no_interval() -> None:

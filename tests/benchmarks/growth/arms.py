@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.kasmina import Block, StageLengths, initialise_block, wrap
-from esper.tamiyo import Chance, Figures, Gap, Periodic, Policy, Tamiyo
+from esper.tamiyo import AtRandom, Chance, Figures, Gap, Periodic, Policy, Tamiyo
 
 DECISIONS = 40
 """Decision points of a run."""
@@ -153,7 +153,7 @@ def grow(
 def policy_of(arm: str, seed: int) -> Policy:
     """Return the policy of an arm that grows: early, except at random."""
     if arm == "random":
-        return Chance(seed=seed, min_epochs_left=2)
+        return Chance(seed=seed, timing=AtRandom(chance=0.1, seed=seed), min_epochs_left=2)
     return Gap(timing=Periodic(every_epochs=DECISIONS), min_epochs_left=2)
 
 

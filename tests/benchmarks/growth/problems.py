@@ -74,7 +74,7 @@ def conv() -> Problem:
         **data,
         steps=5000,
         ramp_steps=25,
-        learning_rates=(4e-3, 8e-3, 16e-3, 32e-3),
+        learning_rates=(8e-3, 16e-3, 32e-3),
     )
 
 

@@ -10,7 +10,6 @@ grafted, commands the bed, and puts all of it on the bus and in the event log.
 """
 
 import atexit
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from esper.contracts import (
-    HOST_VISIBLE,
-    IN_FLIGHT,
     Action,
     AdaptationSignal,
     CompiledKernelArtifact,
@@ -43,6 +40,7 @@ from esper.contracts import (
     new_id,
 )
 from esper.tamiyo.forge import forge_kernels
+from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
 from esper.tamiyo.policies import EpochFigures, Heuristic, Observation, Policy, Proposal
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
@@ -51,23 +49,7 @@ _log = get_logger(__name__)
 
 _S = SeedState
 
-_NEXT = {
-    _S.GERMINATED: (_S.LOADING, "its turn has come"),
-    _S.LOADING: (_S.TRAINING, "the kernel verified and is in place"),
-    _S.TRAINING: (_S.GRAFTING, "it has learned in isolation"),
-    _S.GRAFTING: (_S.STABILIZATION, "alpha has reached 1"),
-    _S.STABILIZATION: (_S.EVALUATING, "the host has settled"),
-    _S.FINE_TUNING: (_S.FOSSILIZED, "it was judged to help and has been fine-tuned"),
-    _S.CULLED: (_S.DORMANT, "the embargo is over"),
-    _S.CANCELLED: (_S.DORMANT, "the embargo is over"),
-}
-"""Where a seed that is ready goes, and why. EVALUATING is not here: its verdict decides."""
-
-PATIENCE_EPOCHS = 50
-"""A seed in isolation that no gradient reaches would otherwise hold its place for ever."""
-
-_UNDONE = (_S.CULLED, _S.CANCELLED, _S.ROLLED_BACK)
-_OUTCOMES = (_S.FOSSILIZED, *_UNDONE)
+_OUTCOMES = (_S.FOSSILIZED, *UNDONE)
 
 UNKNOWN = "0" * 64
 """Stands for the blueprint of a block that came with a loaded model and that this library lacks."""
@@ -243,7 +225,7 @@ class Tamiyo:
         """Move a seed as far as it is ready to go at this decision point."""
         while (move := self._next_move(seed)) is not None:
             target, reason, numbers = move
-            action = Action.CULL if target in _UNDONE else Action.ADVANCE
+            action = Action.CULL if target in UNDONE else Action.ADVANCE
             self._decide(action, reason, seed_id=seed.seed_id, numbers=numbers)
             try:
                 self._command(seed.seed_id, target, reason)
@@ -252,7 +234,7 @@ class Tamiyo:
                 self._decide(Action.CULL, refusal, seed_id=seed.seed_id)
                 self._command(seed.seed_id, _S.CANCELLED, refusal)
             except IllegalTransitionError as error:
-                if target not in _UNDONE:
+                if target not in UNDONE:
                     raise
                 self._live_with(seed, target, error)
                 return
@@ -269,34 +251,20 @@ class Tamiyo:
         else:
             self._decide(Action.WAIT, reason, seed_id=seed.seed_id)
 
-    def _next_move(self, seed: SeedStatus) -> tuple[SeedState, str, dict[str, float]] | None:
+    def _next_move(self, seed: SeedStatus) -> Move | None:
         """Return where the seed goes now, why, and the numbers behind it; None if it stays."""
-        loss = self._history[-1].val_loss
-        if seed.state in HOST_VISIBLE & IN_FLIGHT and not math.isfinite(loss):
-            return _S.ROLLED_BACK, "the validation loss is not finite", {"val_loss": loss}
-        if seed.state is _S.TRAINING and seed.failure is not None:
-            return _S.CULLED, f"it failed in isolation: {seed.failure}", {}
-        if seed.state is _S.TRAINING and seed.epochs_in_state >= PATIENCE_EPOCHS:
-            return _S.CANCELLED, f"it learned nothing in {PATIENCE_EPOCHS} epochs", {}
-        if not seed.is_ready_for_transition:
-            return None
-        if seed.state is _S.TRAINING and self._awaits_verdict():
-            return None  # one undo must not take the other with it
-        if seed.state is _S.EVALUATING:
+        if (move := emergency(seed, self._history, self._before.get(seed.seed_id))) is not None:
+            return move
+        if seed.state is _S.EVALUATING and seed.is_ready_for_transition:
             return self._judge(seed, _S.FINE_TUNING)
-        if seed.state is _S.FINE_TUNING and self._evaluate is not None:
+        is_tuned = seed.state is _S.FINE_TUNING and seed.is_ready_for_transition
+        if is_tuned and self._evaluate is not None:
             # Judged again, for fine-tuning may have spoiled it; it needs no second gain to stay.
             return self._judge(seed, _S.FOSSILIZED, min_gain=0.0)
-        if seed.state in _NEXT:
-            return *_NEXT[seed.state], {}
-        return None
+        others = any(other.state in GRAFTED for other in self.bed.seeds())
+        return next_move(seed, others_await_verdict=others)
 
-    def _awaits_verdict(self) -> bool:
-        return any(seed.state in HOST_VISIBLE & IN_FLIGHT for seed in self.bed.seeds())
-
-    def _judge(
-        self, seed: SeedStatus, if_kept: SeedState, *, min_gain: float = MIN_GAIN
-    ) -> tuple[SeedState, str, dict[str, float]]:
+    def _judge(self, seed: SeedStatus, if_kept: SeedState, *, min_gain: float = MIN_GAIN) -> Move:
         now, before = self._history[-1], self._before.get(seed.seed_id)
         if self._evaluate is None:
             measured, without = _figures(now), None
@@ -311,7 +279,7 @@ class Tamiyo:
         )
         self._evidence[seed.seed_id] = evidence
         verdict = judge(evidence, min_gain=min_gain)
-        return if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers
+        return Move(if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers)
 
     def _grow(self, health: Sequence[HealthSignal]) -> None:
         """Ask the policy, and germinate what it chose."""

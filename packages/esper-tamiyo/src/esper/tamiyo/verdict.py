@@ -113,6 +113,10 @@ def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN) -> Verdict:
                 numbers=numbers,
             )
     compared = ", ".join(f"{value:.4f} {name} it" for name, value in yardsticks.items())
-    return Verdict(
-        keep=True, reason=f"it helps: loss {loss:.4f} with it, {compared}", numbers=numbers
-    )
+    reason = f"it helps: loss {loss:.4f} with it, {compared}"
+    if 0 < _num_pairs(evidence) < MIN_PAIRS:
+        reason += (
+            f" (by {_num_pairs(evidence)} losses, too few to tell a gain from noise: give evaluate at least "
+            f"{MIN_PAIRS} samples or batches)"
+        )
+    return Verdict(keep=True, reason=reason, numbers=numbers)

@@ -117,7 +117,7 @@ class Periodic:
 class AtRandom:
     """Due with a given chance at each epoch: the time of the control arm."""
 
-    chance: float = 0.1
+    chance: float = 0.2
     seed: int = 0
 
     def due(self, observation: Observation) -> Due:
