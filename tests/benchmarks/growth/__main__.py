@@ -1,6 +1,6 @@
 """Growing beside not growing, on paired seeds at equal training FLOPs: one table and one picture.
 
-    uv run python tests/benchmarks/growth --seeds 5 --out growth-results
+    uv run python tests/benchmarks/growth --seeds 5 --out growth-results --picture growth.svg
 
 Finished runs are kept in the folder, so that an interrupted command goes on where it was. `--problems conv
 --seeds 1 --share 0.1` is a short form.
@@ -20,6 +20,7 @@ from statistics import mean
 
 import torch
 from arms import ARMS, compete
+from picture import draw
 from problems import PROBLEMS
 from rich.progress import Progress
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="instead of each problem's own")
     parser.add_argument("--share", type=float, default=1.0, help="of the budget of training FLOPs")
     parser.add_argument("--out", type=Path, default=Path("growth-results"))
+    parser.add_argument("--picture", type=Path, help="an SVG or PNG file to draw the results into")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -126,6 +128,8 @@ def main() -> None:
             finished.result()
             progress.advance(shown)
     print(f"{platform.platform()}, torch {torch.__version__}, one thread for each run\n")
+    panels: dict[str, dict[str, list[float]]] = {}
+    units: dict[str, str] = {}
     for name in names:
         runs = {
             rate: [
@@ -135,6 +139,12 @@ def main() -> None:
             for rate in rates[name]
         }
         print(table(name, runs) + "\n")
+        problem = PROBLEMS[name]()
+        key = "accuracy" if problem.is_classification else "loss"
+        units[problem.name] = "test accuracy in %" if problem.is_classification else "test loss"
+        panels[problem.name] = {arm: _values(runs[_best_rate(runs, arm)], arm, key) for arm in ARMS}
+    if arguments.picture is not None:
+        draw(panels, units, arguments.picture)
 
 
 if __name__ == "__main__":
