@@ -147,7 +147,7 @@ def test_an_operator_of_another_process_is_read(tmp_path: Path) -> None:
         (as_json(nodes=[]), "FILE:4: nodes: Tuple should have at least 1 item"),
         (as_json(nodes=[7]), "FILE:5: node number 1: Input should be a valid dictionary"),
         (as_json(nodes=7), "FILE:4: nodes: Input should be a valid tuple"),
-        ("[]", "FILE:1: expected the keys ir_version, name, description, kind, nodes at the top"),
+        ("[]", "FILE:1: expected the keys ir_version, name, description, kind, widens, nodes at"),
         ("", "FILE:1: not valid JSON"),
         ("[" * 100_000, "FILE: not valid JSON: maximum recursion depth"),
         (b"\xff\xfe", "blueprint file FILE cannot be read: 'utf-8' codec"),

@@ -242,7 +242,10 @@ def test_what_is_read_back_from_json_is_what_was_written(
     # Compared as JSON, because NaN differs from itself.
     assert read.model_dump_json() == written.model_dump_json()
     assert canonical_json(read) == canonical_json(written)
-    assert set(read.model_dump()) == set(model.model_fields)
+    left_out = set(model.model_fields) - set(read.model_dump())
+    # So that what was signed before there were such fields still has the same bytes.
+    assert left_out <= {"inputs", "widens"}
+    assert not any(getattr(read, name) for name in left_out)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -24,7 +24,11 @@ def design(*nodes: OperatorNode, kind: SiteKind = SiteKind.FEATURES) -> Blueprin
 
 
 def signature_for(ir: BlueprintIR, features: int = 4, dtype: str = "float32") -> KernelSignature:
-    return KernelSignature.model_validate({"kind": ir.kind, "features": features, "dtype": dtype})
+    """Return what a block is built for; a widening reads as many features as it adds to."""
+    read = features if ir.widens else None
+    return KernelSignature.model_validate(
+        {"kind": ir.kind, "features": features, "inputs": read, "dtype": dtype}
+    )
 
 
 def built(ir: BlueprintIR, features: int = 4, dtype: str = "float32", seed: int = 0) -> Block:

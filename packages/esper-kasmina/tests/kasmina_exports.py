@@ -126,7 +126,7 @@ class Chain(nn.Module):
 
 def grown_with_every_blueprint(kind: SiteKind) -> Grown:
     """Return a host of one kind of site, with one site for each built-in design of that kind."""
-    names = [ir.name for ir in builtin_blueprints() if ir.kind is kind]
+    names = [ir.name for ir in builtin_blueprints() if ir.kind is kind and not ir.widens]
     assert names
     make, shape = _LAYERS[kind]
     torch.manual_seed(0)

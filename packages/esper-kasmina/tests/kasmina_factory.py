@@ -211,7 +211,7 @@ def admit(
     ir = (
         blueprint(name)
         if name
-        else next(ir for ir in bed.blueprints if ir.kind in wanted.kind.takes)
+        else next(ir for ir in bed.blueprints if ir.fits(wanted))
     )
     kernel, blob = crucible.kernel(ir, wanted.model_copy(update={"kind": ir.kind}), change)
     bed.admit(kernel, blob)

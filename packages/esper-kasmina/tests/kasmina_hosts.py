@@ -207,6 +207,21 @@ HOSTS: dict[str, Host] = {
         targets=("0",),
         options=(("chunks", 2), ("depth", 2)),
     ),
+    "wider": Host(
+        build=lambda: nn.Sequential(
+            nn.Linear(6, 4), nn.LayerNorm(4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, NUM_CLASSES)
+        ),
+        targets=("0",),
+        options=(("widen", True), ("depth", 2)),
+        needs_example=True,
+    ),
+    "wider_conv": Host(
+        build=lambda: convolutional(2, stride=2),
+        shape=(B, 2, 5, 5),
+        targets=("0",),
+        options=(("widen", True),),
+        needs_example=True,
+    ),
 }
 
 

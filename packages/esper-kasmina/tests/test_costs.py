@@ -44,7 +44,9 @@ def width_of(ir: BlueprintIR, name: str, features: int) -> int:
     if name == "input":
         return features
     node = next(node for node in ir.nodes if node.name == name)
-    out = {"D": features, "2*D": 2 * features, "4*D": 4 * features}.get(str(node.params.get("out")))
+    sizes = {"D": features, "2*D": 2 * features, "4*D": 4 * features, "max(D, I)": features}
+    sizes["max(1, max(D, I)//2)"] = max(1, features // 2)
+    out = sizes.get(str(node.params.get("out")))
     if out is not None:
         return out
     return max(1, features // 4) if "out" in node.params else width_of(ir, node.inputs[0], features)

@@ -75,7 +75,7 @@ import torch
 from esper.contracts import KernelSignature, sha256_hex
 from esper.kasmina import build_block, builtin_blueprints, initialise_block, pack_kernel
 for ir in builtin_blueprints():
-    block = build_block(ir, KernelSignature(kind=ir.kind, features=4))
+    block = build_block(ir, KernelSignature(kind=ir.kind, features=4, inputs=4 if ir.widens else None))
     initialise_block(block, torch.Generator().manual_seed(0))
     print(sha256_hex(pack_kernel(ir, block.signature, block)))
 """

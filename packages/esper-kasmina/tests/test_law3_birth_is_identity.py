@@ -29,7 +29,8 @@ NAMES = [ir.name for ir in builtin_blueprints()]
 @pytest.mark.parametrize("features", [1, 3, 16])
 def test_every_builtin_blueprint_is_zero_at_birth_for_every_width(name: str, features: int) -> None:
     ir = blueprint(name)
-    signature = KernelSignature(kind=ir.kind, features=features)
+    read = features if ir.widens else None
+    signature = KernelSignature(kind=ir.kind, features=features, inputs=read)
     block = build_block(ir, signature)
     initialise_block(block, torch.Generator().manual_seed(0))
     x = torch.randn(probe_shape(signature), generator=torch.Generator().manual_seed(1))
@@ -50,7 +51,7 @@ def test_a_fresh_graft_at_full_alpha_leaves_the_output_of_every_kind_of_host(nam
     x, _ = host.batch(0)
     before = model(x)
     site = len(bed.sites) - 1 if host.targets else 0
-    fitting = [ir.name for ir in bed.blueprints if ir.kind in bed.sites[site].signature.kind.takes]
+    fitting = [ir.name for ir in bed.blueprints if ir.fits(bed.sites[site].signature)]
     assert fitting
     for blueprint_name in fitting:
         kernel_id = admit(bed, blueprint_name, site=site)

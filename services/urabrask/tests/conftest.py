@@ -86,7 +86,9 @@ def forge() -> Forge:
     def make(ir: BlueprintIR | None = None, features: int = 16, **changes: str) -> Forged:
         ir = ir or next(ir for ir in builtin_blueprints() if ir.name == "residual_mlp")
         signature = KernelSignature.model_validate(
-            {"kind": ir.kind, "features": features} | changes
+            {"kind": ir.kind, "features": features}
+            | ({"inputs": features} if ir.widens else {})
+            | changes
         )
         block = build_block(ir, signature, device="cpu")
         initialise_block(block, torch.Generator().manual_seed(0))

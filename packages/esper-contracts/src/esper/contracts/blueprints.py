@@ -17,6 +17,7 @@ from esper.contracts.base import (
     utc_now,
 )
 from esper.contracts.enums import BlueprintStatus, SiteKind
+from esper.contracts.kernels import KernelSignature
 from esper.contracts.operators import OPERATORS, Parameter, is_custom
 from esper.contracts.sizes import SYMBOLS, evaluate_size
 
@@ -70,10 +71,10 @@ class OperatorNode(Contract):
 
 
 class BlueprintIR(Contract):
-    """A block `f` that keeps the shape of the features at a site of its kind, as a small graph.
+    """A block `f` whose output has the shape of the features at a site of its kind, as a small graph.
 
     Nodes are in order of evaluation; the last one is the output. The graft adds it to the host's
-    features as `h + alpha * f(h)`. A block is the identity at birth when its last layer has
+    features as `h + alpha * f(h)`, that of a widening as `h + alpha * f(x)`. A block is the identity at birth when its last layer has
     `init="zeros"`; the crucible measures that and rejects others.
     """
 
@@ -81,6 +82,9 @@ class BlueprintIR(Contract):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
     description: str = Field(default="", max_length=500)
     kind: SiteKind
+    widens: bool = Field(default=False, exclude_if=lambda widens: not widens)
+    """Whether it reads what an earlier layer gets, `x` with `I` features, instead of the features `h` at its
+    site: new units beside those of that layer. Left out of JSON where it does not."""
     nodes: tuple[OperatorNode, ...] = Field(min_length=1, max_length=64)
 
     @model_validator(mode="after")
@@ -105,6 +109,10 @@ class BlueprintIR(Contract):
                 )
             seen.add(node.name)
         return self
+
+    def fits(self, site: KernelSignature) -> bool:
+        """Tell whether blocks of this design are for sites of the signature `site`."""
+        return self.kind in site.kind.takes and self.widens == (site.inputs is not None)
 
     @property
     def unknown_operators(self) -> tuple[str, ...]:

@@ -32,13 +32,22 @@ class KernelSignature(Contract):
     kind: SiteKind
     features: int = Field(ge=1)
     """`D`: features or channels at the site."""
+    inputs: int | None = Field(default=None, ge=1, exclude_if=lambda inputs: inputs is None)
+    """`I`: features or channels that a widening reads where an earlier layer gets them, see `Site.widens`.
+    None: the block reads the `D` features at its site. Then it is left out of JSON."""
     dtype: DType = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def key(self) -> str:
-        """A readable, unique name such as `features-8-float32-cpu`."""
-        return f"{self.kind.value}-{self.features}-{self.dtype}-{self.device}"
+        """A readable, unique name such as `features-8-float32-cpu`, for a widening `features-64-to-8-…`."""
+        read = "" if self.inputs is None else f"{self.inputs}-to-"
+        return f"{self.kind.value}-{read}{self.features}-{self.dtype}-{self.device}"
+
+    @property
+    def width_read(self) -> int:
+        """Features or channels of what a block reads."""
+        return self.features if self.inputs is None else self.inputs
 
     def fits(self, site: "KernelSignature") -> bool:
         """Tell whether a kernel of this signature may run at a site of the signature `site`."""
@@ -46,6 +55,7 @@ class KernelSignature(Contract):
         return (
             self.kind in site.kind.takes
             and self.features == site.features
+            and self.inputs == site.inputs
             and self.dtype == site.dtype
             and self.device == site.device
         )

@@ -28,6 +28,14 @@ class Site(Contract):
     depth: int = Field(default=1, ge=1)
     """How many blocks each chunk can carry in a row. Seed `slot * num_seeds + chunk` acts before those of
     lower slots: what grows later at a site comes nearer to the input than what grew there earlier."""
+    widens: str | None = None
+    """For a place of new units: the layer that they are beside, whose only reader is the layer `name`. Their
+    blocks read what the layer `widens` is given, and add to what the layer `name` gives."""
+
+    @property
+    def label(self) -> str:
+        """What the place is called where people read it: `fc2`, or `fc1 wider, into fc2`."""
+        return self.name if self.widens is None else f"{self.widens} wider, into {self.name}"
 
     @property
     def num_places(self) -> int:
@@ -63,6 +71,10 @@ class HealthSignal(Contract):
     share, near 1 once the layer's weights are trained, or slightly above by chance. None where the
     layer's inputs are not known, and until there are twice as many rows as inputs; rows of earlier epochs
     are included as far as that needs them."""
+    expressivity_gain: float | None = None
+    """At a place of new units (`Site.widens`): how much of the gap linear functions of what those units read
+    can follow, less what chance would explain; 0 or below where they promise nothing. None elsewhere, and as
+    long as there are too few rows."""
     num_rows: int = Field(default=0, ge=0)
     """Sampled rows that the numbers were computed from; with 0 the others say nothing."""
     is_ready_for_transition: bool = False

@@ -1,7 +1,7 @@
 """Symbolic sizes in blueprints: `D`, `4*D`, `D//4`, `max(1, D//4)`.
 
-A blueprint is shape-generic; the forge evaluates its sizes against the `D` of a concrete signature.
-Parsed with Python's own grammar, restricted to integers, the symbol `D`, `+ - * //`, `min`, `max`.
+A blueprint is shape-generic; the forge evaluates its sizes against the numbers of a concrete signature.
+Parsed with Python's own grammar, restricted to integers, the symbols, `+ - * //`, `min`, `max`.
 """
 
 import ast
@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 
 from esper.contracts.errors import BlueprintError
 
-SYMBOLS: frozenset[str] = frozenset({"D"})
-"""`D`: the number of features or channels at the site."""
+SYMBOLS: frozenset[str] = frozenset({"D", "I"})
+"""`D`: the number of features or channels at the site. `I`: of those that the block reads, which are others
+than `D` only for a widening."""
 
 MAX_SIZE = 1 << 20
 """Upper bound of an evaluated size: a typo such as `D*D*D` must not allocate the machine away."""
@@ -48,7 +49,7 @@ def _evaluate_text(text: str, symbols: Mapping[str, int]) -> int:
         return _evaluate(ast.parse(text, mode="eval").body, symbols)
     except (SyntaxError, UnicodeError, ArithmeticError, _UnsupportedError) as error:
         raise BlueprintError(
-            f"size {text!r} cannot be evaluated ({error}); expected integers, D, + - * //, "
+            f"size {text!r} cannot be evaluated ({error}); expected integers, D, I, + - * //, "
             "min(…) and max(…), for example max(1, D//4)"
         ) from error
 

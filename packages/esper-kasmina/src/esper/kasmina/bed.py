@@ -85,9 +85,11 @@ class Bed:
     @property
     def blueprints(self) -> Sequence[BlueprintIR]:
         """The built-in designs and the user's own that fit at least one of the sites."""
-        kinds = {kind for site in self.sites for kind in site.signature.kind.takes}
+        signatures = {site.signature for site in self.sites}
         return tuple(
-            ir for ir in (*builtin_blueprints(), *self._own_blueprints) if ir.kind in kinds
+            ir
+            for ir in (*builtin_blueprints(), *self._own_blueprints)
+            if any(ir.fits(signature) for signature in signatures)
         )
 
     @property
@@ -215,7 +217,7 @@ class Bed:
         self._log.info("seed_moved", seed=seed.seed_id, before=before, now=target)
         return SeedEvent(
             seed_id=seed.seed_id,
-            site=seed.site.name,
+            site=seed.site.label,
             from_state=before,
             to_state=target,
             epoch=command.epoch,

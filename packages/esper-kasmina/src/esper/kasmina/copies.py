@@ -16,6 +16,7 @@ from torch import nn
 from esper.contracts import HostError
 from esper.kasmina import graft as grafts
 from esper.kasmina.graft import Graft, hook_on, is_graft_name, is_watched
+from esper.kasmina.source import Source
 
 INSIDE = ("module", "_orig_mod")
 """Under these names `AveragedModel`, parallel wrappers and `torch.compile` hold the model itself."""
@@ -49,7 +50,7 @@ class Copies:
         for root, known in zip(self._roots, self._known, strict=True):
             trains = _is_trained(root)
             for name, layer in _layers(root):
-                ours = _align(layer, layers.get(name, {}), known, trains=trains)
+                ours = _align(root, layer, layers.get(name, {}), known, trains=trains)
                 known.update(ours)
                 self._pairs += ours.items()
         self.sync_alpha()
@@ -62,7 +63,12 @@ class Copies:
 
 
 def _align(
-    layer: nn.Module, wanted: Mapping[str, Graft], known: Mapping[Graft, Graft], *, trains: bool
+    root: nn.Module,
+    layer: nn.Module,
+    wanted: Mapping[str, Graft],
+    known: Mapping[Graft, Graft],
+    *,
+    trains: bool,
 ) -> dict[Graft, Graft]:
     """Give one copied layer the `wanted` blocks; return which of its own follows which."""
     found = _grafts_of(layer)
@@ -74,6 +80,9 @@ def _align(
         ours[name] = _copy(theirs, layer, trains) if own is None else own
     if list(found.items()) != list(ours.items()):
         hook = hook_on(layer)
+        wider = next((graft.span for graft in wanted.values() if graft.span.widens), None)
+        if hook.source is None and wider is not None and wider.widens is not None:
+            hook.source = Source(root.get_submodule(wider.widens), wider.kind)
         for name, graft in found.items():
             grafts.remove(layer, hook, name, graft)
         for name, graft in ours.items():

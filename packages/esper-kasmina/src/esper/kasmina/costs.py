@@ -92,7 +92,7 @@ def _check_shape(signature: KernelSignature, shape: tuple[int, ...]) -> None:
     ranks_fit = (
         len(shape) >= kind.num_dims if kind is SiteKind.FEATURES else len(shape) == kind.num_dims
     )
-    if not ranks_fit or shape[1 if kind.is_channels else -1] != signature.features:
+    if not ranks_fit or shape[1 if kind.is_channels else -1] != signature.width_read:
         raise BlueprintError(
             f"an input of shape {shape} does not fit {signature.key}; expected, for example, "
             f"{probe_shape(signature)}"

@@ -25,6 +25,9 @@ ROWS_PER_COLUMN = 2
 PAST_ROWS_PER_COLUMN = 4
 """Weight of earlier epochs, in rows for each input, so that there is a gap in short epochs too."""
 
+PAST_ROWS_FOR_GAIN = 32
+"""The same where a gain is asked for: a small part of the gap, which few rows could not tell from chance."""
+
 
 @dataclass(frozen=True)
 class _Sums:
@@ -49,6 +52,10 @@ class _Sums:
         count = finite.sum().double()
         return cls(_products(p, p), _products(p, v), v.square().sum(dim=(1, 2)), count, count)
 
+    def of_first(self, num_columns: int) -> Self:
+        gram, cross = self.gram[:, :num_columns, :num_columns], self.cross[:, :num_columns]
+        return type(self)(gram, cross, *self.tensors()[2:])
+
     def tensors(self) -> list[Tensor]:
         return [self.gram, self.cross, self.energy, self.weight, self.squared_weight]
 
@@ -65,6 +72,11 @@ class ExpressivityGap:
     def __init__(self) -> None:
         self._sums: _Sums | None = None
 
+    @property
+    def num_columns(self) -> int:
+        """Inputs of one row within a group; 0 before there are any."""
+        return 0 if self._sums is None else self._sums.num_columns
+
     def add(self, inputs: Tensor, wanted: Tensor) -> None:
         """Add rows: the layer's `inputs` `(R, G, C)` and the `wanted` change of its output `(R, D)`.
 
@@ -76,36 +88,59 @@ class ExpressivityGap:
             new = _Sums(*(old + more for old, more in pairs))
         self._sums = new
 
-    def value(self) -> float | None:
+    def value(self, num_columns: int | None = None) -> float | None:
         """Return the mean squared norm of what is left of a row's wanted change; None from too few rows.
+
+        With `num_columns`, of what the first so many inputs leave.
 
         It is `|V - P W|² / (n - d)` with the ridge solution `W` and its degrees of freedom `d`: of n rows
         of pure noise `d` parts can be followed, so the value does not depend on how many rows there are.
         """
-        sums = self._sums
-        if sums is None or float(sums.weight) < ROWS_PER_COLUMN * sums.num_columns:
+        if self._sums is None:
+            return None
+        sums = self._sums if num_columns is None else self._sums.of_first(num_columns)
+        if float(sums.weight) < ROWS_PER_COLUMN * sums.num_columns:
             return None
         if not all(bool(part.isfinite().all()) for part in sums.tensors()):
             return None  # squares overflow only where the host is about to
-        size = sums.gram.diagonal(dim1=1, dim2=2).sqrt()
-        scale = torch.where(size > 0, 1 / size, 0)
-        gram = sums.gram * scale[:, :, None] * scale[:, None, :]
-        cross = sums.cross * scale[:, :, None]
-        eye = torch.eye(sums.num_columns, dtype=gram.dtype, device=gram.device)
-        factor = _cholesky(gram + RIDGE * eye)
-        weights = torch.cholesky_solve(cross, factor)
-        followed = (weights * (2 * cross - gram @ weights)).sum(dim=(1, 2))
-        parts = torch.cholesky_solve(gram, factor).diagonal(dim1=1, dim2=2).sum(dim=1)
+        weights, parts = _least_squares(sums.gram, sums.cross)
+        followed = (weights * (2 * sums.cross - sums.gram @ weights)).sum(dim=(1, 2))
         # A row of the past counts with its weight in the sum, but with its square in what it can fit.
         freedom = sums.weight - parts * sums.squared_weight / sums.weight
         return float(((sums.energy - followed).clamp_min(0) / freedom).sum())
 
-    def fade(self) -> None:
-        """Let what was added so far count for `PAST_ROWS_PER_COLUMN` rows for each input at most."""
+    def gain(self, num_beside: int) -> float | None:
+        """Return how much of the gap linear functions of the last `num_beside` inputs can follow.
+
+        That is the expressivity gain of new units that read these inputs, to first order and with as many
+        units as they can use (Verbockhaven et al. 2024): the squared norm of `S^(-1/2) N`, where `N` is the
+        mean product of these inputs with what the first inputs leave of the wanted change, and `S` that of
+        these inputs with themselves. From it is taken what inputs that say nothing would seem to follow in
+        so few rows; as inputs that the first ones know already seem to follow less, the value errs on the
+        low side for them, and may be negative. None from too few rows.
+        """
+        gap = self.value(self.num_columns - num_beside)
+        if self._sums is None or gap is None:
+            return None
+        sums, own = self._sums, self.num_columns - num_beside
+        weights, _ = _least_squares(sums.gram[:, :own, :own], sums.cross[:, :own])
+        left = sums.cross[:, own:] - sums.gram[:, own:, :own] @ weights  # (G, beside, D / G)
+        ways, _ = _least_squares(sums.gram[:, own:, own:], left)
+        followed = float((ways * left).sum() / sums.weight)
+        by_chance = num_beside * float(sums.squared_weight / sums.weight**2)
+        return followed - by_chance * gap
+
+    def fade(self, num_beside: int = 0) -> None:
+        """Let what was added so far count for so many rows at most.
+
+        That is `PAST_ROWS_PER_COLUMN` for each input; with `num_beside`, `PAST_ROWS_FOR_GAIN`, as a gain is
+        a small part of a gap.
+        """
         sums = self._sums
         if sums is None:
             return
-        most = PAST_ROWS_PER_COLUMN * sums.num_columns
+        rows = PAST_ROWS_FOR_GAIN if num_beside else PAST_ROWS_PER_COLUMN
+        most = rows * sums.num_columns
         share = (most / sums.weight.clamp_min(1)).clamp_max(1)
         gram, cross, energy, weight, squared = sums.tensors()
         self._sums = _Sums(
@@ -119,6 +154,18 @@ class ExpressivityGap:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._sums = None if state["sums"] is None else _Sums(*state["sums"])
+
+
+def _least_squares(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ridge solution `(G, C, D / G)` and its degrees of freedom `(G,)`."""
+    size = gram.diagonal(dim1=1, dim2=2).sqrt()
+    scale = torch.where(size > 0, 1 / size, 0)
+    gram = gram * scale[:, :, None] * scale[:, None, :]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor = _cholesky(gram + RIDGE * eye)
+    weights = torch.cholesky_solve(cross * scale[:, :, None], factor) * scale[:, :, None]
+    parts = torch.cholesky_solve(gram, factor).diagonal(dim1=1, dim2=2).sum(dim=1)
+    return weights, parts
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

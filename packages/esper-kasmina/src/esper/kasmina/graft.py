@@ -19,14 +19,18 @@ from torch.utils.hooks import RemovableHandle
 from esper.contracts import Site, SiteKind
 from esper.kasmina.adapters import Adapter, adapter_of
 from esper.kasmina.kernels import Block
+from esper.kasmina.source import Source
 from esper.kasmina.tap import Tap
 from esper.kasmina.watching import in_function_transform, unnoticed
 
 CHILD = "esper_seed"
 """The name of a graft under its layer: `fc1.esper_seed.block.node_up.weight` in a state dict."""
 
-_IN_GRAFT = re.compile(rf"(^|\.){CHILD}(_\d+)?(\.|$)")
-_ALPHA = re.compile(rf"(^|.*\.){CHILD}(_\d+)?\.alpha")
+WIDER = f"{CHILD}_wider"
+"""The name under the layer that new units of an earlier layer add to."""
+
+_IN_GRAFT = re.compile(rf"(^|\.)({WIDER}|{CHILD})(_\d+)?(\.|$)")
+_ALPHA = re.compile(rf"(^|.*\.)({WIDER}|{CHILD})(_\d+)?\.alpha")
 
 _WATCHED: WeakSet[nn.Module] = WeakSet()
 """Every layer that belongs to a bed; copies of one do not."""
@@ -34,7 +38,8 @@ _WATCHED: WeakSet[nn.Module] = WeakSet()
 
 def child_name(seed_idx: int, site: Site) -> str:
     """Return the name of a seed's graft under its layer; several seeds are numbered."""
-    return CHILD if site.num_places == 1 else f"{CHILD}_{seed_idx}"
+    name = CHILD if site.widens is None else WIDER
+    return name if site.num_places == 1 else f"{name}_{seed_idx}"
 
 
 def is_graft_name(name: str) -> bool:
@@ -45,7 +50,7 @@ def is_graft_name(name: str) -> bool:
 class Span:
     """The part of a layer's features that one seed sees, and its turn among those that see the same."""
 
-    __slots__ = ("kind", "length", "slot", "start", "whole")
+    __slots__ = ("kind", "length", "slot", "start", "whole", "widens")
 
     def __init__(self, site: Site, seed_idx: int) -> None:
         self.kind: SiteKind = site.signature.kind
@@ -53,6 +58,8 @@ class Span:
         self.slot, chunk = divmod(seed_idx, site.num_seeds)
         self.start = chunk * self.length
         self.whole = site.num_seeds == 1
+        self.widens = site.widens
+        """The layer beside which it has new units; None: its block reads the features themselves."""
 
     def of(self, h: Tensor) -> Tensor:
         """Return the seed's part of `h`, a view."""
@@ -72,7 +79,10 @@ class Span:
 
 
 class Graft(nn.Module):
-    """A block blended into the host: `h + alpha * f(h)` on the seed's part of the features."""
+    """A block blended into the host: `h + alpha * f(h)` on the seed's part of the features.
+
+    New units of an earlier layer, which was given `x`, add `alpha * f(x)`.
+    """
 
     alpha: Tensor
 
@@ -80,18 +90,18 @@ class Graft(nn.Module):
         super().__init__()
         self.block = block
         self.span = span
-        self.slot = span.slot
         self.enabled = True
         # A tensor, so that ramping it needs no new graph under torch.compile.
         self.register_buffer("alpha", torch.zeros((), device=device))
         self.register_load_state_dict_post_hook(_forgive_absent_grafts)  # pyright: ignore[reportUnknownMemberType]
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the features with the block's contribution, in the shape and type of `h`."""
         part = self.span.of(h)
+        read = part if x is None else x
         kind = self.span.kind
         unbatched = kind is not SiteKind.FEATURES and part.dim() == kind.num_dims - 1
-        f = self.block(part.unsqueeze(0)).squeeze(0) if unbatched else self.block(part)
+        f = self.block(read.unsqueeze(0)).squeeze(0) if unbatched else self.block(read)
         # Under autocast some blocks answer in float32; the host's type is kept.
         return self.span.put(h, part + (self.alpha * f).to(part.dtype))
 
@@ -99,8 +109,11 @@ class Graft(nn.Module):
 class Watcher(Protocol):
     """A seed as its site's hook knows it."""
 
-    def look(self, h: Tensor, inputs: Tensor | None) -> None:
-        """See the site's features, and what its layer made them from, on a sampled forward."""
+    def look(self, h: Tensor, inputs: Tensor | None, x: Tensor | None) -> None:
+        """See the site's features, and what its layer made them from, on a sampled forward.
+
+        `x` is what new units of an earlier layer would read; None where nothing could be wider.
+        """
         ...
 
 
@@ -111,8 +124,11 @@ class SiteHook:
     watched by nobody: a copy never reports to, nor is changed by, the bed of the original.
     """
 
-    def __init__(self, layer: nn.Module, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(
+        self, layer: nn.Module, watchers: Sequence[Watcher] = (), source: Source | None = None
+    ) -> None:
         self._layer_type = type(layer)
+        self.source = source
         self.adapter: Adapter = adapter_of(self._layer_type)
         self.grafts: tuple[Graft, ...] = ()
         self.taps: tuple[Tap, ...] = ()
@@ -123,6 +139,7 @@ class SiteHook:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Show the features to whoever asked, apply the grafts; None leaves the output as it is."""
+        given = None if self.source is None else self.source.take()
         # In this order: a compiled graph must not depend on which steps are sampled.
         compiling = torch.compiler.is_compiling()
         sampling = not compiling and self.sampling
@@ -136,16 +153,21 @@ class SiteHook:
             return None
         for part in self._parts:
             if part.enabled if isinstance(part, Graft) else learning:
-                h = part(h)
+                h = part(h) if part.span.widens is None else part(h, self._read(given, h))
         if sampling and learning:
             # Once per sampled step, however often the layer is called in it.
             self.sampling = False
             inputs = args[0] if args and isinstance(args[0], Tensor) else None
             for watcher in self._watchers:
                 with unnoticed(self._layer_type.__name__):
-                    watcher.look(h, inputs)
+                    watcher.look(h, inputs, None if given is None else self._read(given, h))
         # Also when nothing changed: who watches the gradient watches this very tensor.
         return self.adapter.put(layer, output, h)
+
+    def _read(self, given: Tensor | None, h: Tensor) -> Tensor:
+        """Return what new units of an earlier layer read."""
+        assert self.source is not None
+        return self.source.fitted(given, h)
 
     def _features(self, layer: nn.Module, output: Any, *, careful: bool) -> Tensor | None:
         """Return what seeds see; None if they only watch, and there is nothing that they can see."""
@@ -160,7 +182,7 @@ class SiteHook:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_layer_type": self._layer_type, "grafts": self.grafts}
+        return {"_layer_type": self._layer_type, "grafts": self.grafts, "source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, taps=(), sampling=False, _watchers=(), _handle=None)
@@ -187,11 +209,18 @@ class SiteHook:
         elif not self.is_needed and self._handle is not None:
             self._handle.remove()
             self._handle = None
+        if self.source is not None:
+            widening = any(part.span.widens is not None for part in self._parts)
+            self.source.settle(needed=widening or self.sampling)
 
     def _arrange(self) -> None:
-        """Let higher slots act first, and a tap see what a graft in its place would."""
+        """Let new units add to the layer's own first, then higher slots act before lower ones.
+
+        A tap sees what a graft in its place would.
+        """
         taps_first = (*self.taps, *self.grafts)
-        self._parts = tuple(sorted(taps_first, key=lambda part: -part.slot))
+        order = sorted(taps_first, key=lambda part: (part.span.widens is None, -part.span.slot))
+        self._parts = tuple(order)
 
 
 def claim(layer: nn.Module) -> None:
@@ -203,6 +232,8 @@ def claim(layer: nn.Module) -> None:
             handle = RemovableHandle(hooks)
             handle.id = key
             handle.remove()
+            if hook.source is not None:
+                hook.source.settle(needed=False)
 
 
 def hook_on(layer: nn.Module) -> SiteHook:

@@ -37,6 +37,7 @@ class Health:
     avg_correlation: float = 0.0
     gradient_norm: float | None = None
     expressivity_gap: float | None = None
+    expressivity_gain: float | None = None
     num_rows: int = 0
 
 
@@ -53,6 +54,7 @@ class _Sample:
     of its number of rows makes the mean over rows of squared norms the mean over elements.
     """
     g: Tensor | None = None  # (R, D)
+    beside: Tensor | None = None  # (R, I), what new units of the layer before would read
 
 
 class HealthSampler:
@@ -67,14 +69,16 @@ class HealthSampler:
         "_gap",
         "_kind",
         "_layer",
+        "_num_beside",
         "_num_samples",
         "_pull",
         "_rows",
         "_samples",
     )
 
-    def __init__(self, kind: SiteKind, layer: nn.Module) -> None:
+    def __init__(self, kind: SiteKind, layer: nn.Module, num_beside: int = 0) -> None:
         self._kind = kind
+        self._num_beside = num_beside
         self._layer = layer
         self._num_samples = 0
         self._samples: list[_Sample] = []
@@ -83,10 +87,11 @@ class HealthSampler:
         self._pull: _Pull | None = None
         self._gap: ExpressivityGap | None = None
 
-    def observe(self, h: Tensor, inputs: Tensor | None) -> None:
+    def observe(self, h: Tensor, inputs: Tensor | None, beside: Tensor | None = None) -> None:
         """Keep some rows of the features `h` and of the `inputs` that the layer made them from.
 
-        Clones, since an operation after the layer may overwrite both.
+        With `num_beside`, of what is `beside` those too: what new units of the layer before would read.
+        Clones, since an operation after the layer may overwrite them.
         """
         values = features_last(h.detach(), self._kind)
         rows = choose(tuple(values.shape[:-1]), h.device, self._num_samples % NUM_VARIANTS)
@@ -102,7 +107,8 @@ class HealthSampler:
         if inputs is not None:
             made_from = inputs_of(self._layer, inputs.detach(), rows, values.shape[-1])
         scale = math.sqrt(rows.leading[0] * rows.num_in_batch)
-        self._samples.append(_Sample(rows.of(values), made_from, scale))
+        read = None if beside is None else rows.of(features_last(beside.detach(), self._kind))
+        self._samples.append(_Sample(rows.of(values), made_from, scale, beside=read))
         self._rows = rows
 
     def observe_gradient(self, g: Tensor) -> None:
@@ -121,16 +127,18 @@ class HealthSampler:
         self._features = self._pull = None
         if features is None:
             return Health()
-        gap = None
+        gap = gain = None
         if self._gap is not None:
-            gap = self._gap.value()
-            self._gap.fade()
+            gap = self._gap.value(self._gap.num_columns - self._num_beside)
+            gain = self._gap.gain(self._num_beside) if self._num_beside else None
+            self._gap.fade(self._num_beside)
         return Health(
             activation_variance=features.variance(),
             dead_neuron_ratio=features.dead_ratio(),
             avg_correlation=features.correlation(),
             gradient_norm=None if pull is None else pull.norm(),
             expressivity_gap=gap,
+            expressivity_gain=gain,
             num_rows=features.num_rows,
         )
 
@@ -138,7 +146,7 @@ class HealthSampler:
         """Return what was collected."""
         return {
             "num_samples": self._num_samples,
-            "samples": [[s.h, s.inputs, s.scale, s.g] for s in self._samples],
+            "samples": [[s.h, s.inputs, s.scale, s.g, s.beside] for s in self._samples],
             "features": None if self._features is None else self._features.state_dict(),
             "pull": None if self._pull is None else self._pull.state_dict(),
             "gap": None if self._gap is None else self._gap.state_dict(),
@@ -163,7 +171,7 @@ class HealthSampler:
             return
         new = _Features.over(torch.cat([_double(sample.h) for sample in samples]))
         self._features = new if self._features is None else self._features.with_more(new)
-        pulled = [(s.inputs, -s.scale * _double(s.g)) for s in samples if s.g is not None]
+        pulled = [(self._regressors(s), -s.scale * _double(s.g)) for s in samples if s.g is not None]
         if not pulled:
             return
         pull = _Pull.over(torch.cat([wanted for _, wanted in pulled]))
@@ -173,6 +181,14 @@ class HealthSampler:
             self._gap = self._gap or ExpressivityGap()
             inputs, wanted = zip(*pairs, strict=True)
             self._gap.add(torch.cat(inputs), torch.cat(wanted))
+
+    def _regressors(self, sample: _Sample) -> Tensor | None:
+        """Return the layer's inputs `(R, G, C)`, then what new units before it would read."""
+        if not self._num_beside or sample.inputs is None:
+            return sample.inputs
+        if sample.beside is None:
+            return None
+        return torch.cat([sample.inputs, sample.beside.unsqueeze(1)], dim=2)
 
 
 @dataclass(frozen=True, kw_only=True)

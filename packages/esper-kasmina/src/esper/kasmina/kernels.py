@@ -61,7 +61,7 @@ class KernelHeader(Contract):
 
 
 class Block(nn.Module):
-    """A blueprint's graph as a module, which keeps the shape of its input.
+    """A blueprint's graph as a module: its output has the shape of the features at its site.
 
     The layer of node `up` is the child `node_up`; nodes without weights or options have none.
     """
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the graph to features `x`; the result has the shape of `x`."""
+        """Apply the graph to what the block reads; the result has the shape of its input, with `D` features."""
         values = {INPUT: x}
         result = x
         for name, op, inputs in self.table:
@@ -202,12 +202,19 @@ def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
 def probe_shape(signature: KernelSignature, *, batch: int = 2, extent: int = 4) -> tuple[int, ...]:
     """Return a small input shape for a block: `extent` is the number of tokens, or each extent.
 
-    `(B, D)` for features, `(B, extent, D)` for sequences, `(B, D, extent, …)` for channels.
+    `(B, D)` for features, `(B, extent, D)` for sequences, `(B, D, extent, …)` for channels; `I` instead of
+    `D` for a widening.
     """
     positions = (extent,) * (signature.kind.num_dims - 2)
     if signature.kind.is_channels:
-        return (batch, signature.features, *positions)
-    return (batch, *positions, signature.features)
+        return (batch, signature.width_read, *positions)
+    return (batch, *positions, signature.width_read)
+
+
+def output_shape(signature: KernelSignature, shape: Sequence[int]) -> torch.Size:
+    """Return the shape of a block's output for an input of `shape`: that of the features at its site."""
+    axis = 1 if signature.kind.is_channels else len(shape) - 1
+    return torch.Size([*shape[:axis], signature.features, *shape[axis + 1 :]])
 
 
 @lru_cache(maxsize=TEMPLATES_KEPT)
@@ -243,6 +250,9 @@ def _check_usable(ir: BlueprintIR, signature: KernelSignature) -> None:
         raise BlueprintError(
             f"blueprint {ir.name!r} is for {ir.kind.value} sites, the signature is {signature.key}"
         )
+    if ir.widens != (signature.inputs is not None):
+        what = "widens a layer" if ir.widens else "does not widen a layer"
+        raise BlueprintError(f"blueprint {ir.name!r} {what}, the signature is {signature.key}")
     if unknown := ir.unknown_operators:
         raise BlueprintError(
             f"blueprint {ir.name!r} uses {', '.join(unknown)}, which is not registered in this "
@@ -258,11 +268,11 @@ def _add_layers(block: Block) -> None:
     with torch.no_grad():
         for node in ir.nodes:
             values[node.name] = _add_node(block, node, [values[key] for key in node.inputs])
-        _check_output(ir, values[INPUT], values[ir.nodes[-1].name])
+        _check_output(block, values[INPUT], values[ir.nodes[-1].name])
         if any(is_custom(node.op) for node in ir.nodes):
             # Built-in operators treat all extents alike; others may depend on the ones they saw.
             x = torch.empty(_other_shape(block.signature), dtype=dtype, device="meta")
-            _check_output(ir, x, _run(block, x))
+            _check_output(block, x, _run(block, x))
 
 
 def _run(block: Block, x: Tensor) -> Tensor:
@@ -275,11 +285,13 @@ def _run(block: Block, x: Tensor) -> Tensor:
         ) from error
 
 
-def _check_output(ir: BlueprintIR, x: Tensor, out: Tensor) -> None:
+def _check_output(block: Block, x: Tensor, out: Tensor) -> None:
+    ir, expected = block.ir, output_shape(block.signature, x.shape)
     last = f"blueprint {ir.name!r}: its last node {ir.nodes[-1].name!r} gives"
-    if out.shape != x.shape:
+    if out.shape != expected:
         raise BlueprintError(
-            f"{last} {tuple(out.shape)} for an input of {tuple(x.shape)}; a block must keep the shape"
+            f"{last} {tuple(out.shape)} for an input of {tuple(x.shape)}; a block must "
+            + ("keep the shape" if expected == x.shape else f"give {tuple(expected)}")
         )
     if out.dtype != x.dtype:
         raise BlueprintError(f"{last} {out.dtype} for {x.dtype}; a block must keep the type")
@@ -289,18 +301,17 @@ def _other_shape(signature: KernelSignature) -> tuple[int, ...]:
     """Return a shape with other extents than `probe_shape`, all different; features have tokens."""
     positions = (5, 6, 7)[: max(1, signature.kind.num_dims - 2)]
     if signature.kind.is_channels:
-        return (3, signature.features, *positions)
-    return (3, *positions, signature.features)
+        return (3, signature.width_read, *positions)
+    return (3, *positions, signature.width_read)
 
 
 def _add_node(block: Block, node: OperatorNode, inputs: Sequence[Tensor]) -> Tensor:
     """Add the node's layer, if it has one, and return its output on the meta device."""
-    kind, features = block.signature.kind, block.signature.features
     try:
         layer = FUNCTIONS.get(node.op)
         if layer is None:
-            width = inputs[0].shape[1 if kind.is_channels else -1]
-            context = context_of(node, kind, width, features, inputs[0].dtype)
+            width = inputs[0].shape[1 if block.signature.kind.is_channels else -1]
+            context = context_of(node, block.signature, width, inputs[0].dtype)
             layer = make_layer(context)
             block.add_module(f"node_{node.name}", layer)
             block.contexts[node.name] = context

@@ -5,7 +5,8 @@ and learns a change of the features that would lower the loss of each row. What 
 `_objective`; why this and not another is in docs/experiments/0001-isolated-training.md.
 
 Shapes: `h`, its gradient `g` and the block's answer `f(h)` are alike: `(N, D)` rows, `(B, T, D)`
-sequences or `(B, D, …)` channels.
+sequences or `(B, D, …)` channels. Where new units of an earlier layer learn, `h` is what that layer is
+given, with `I` features instead of `D`.
 """
 
 import copy
@@ -157,8 +158,8 @@ class _Call:
     def make(cls, h: Tensor, g: Tensor, kind: SiteKind) -> Self | None:
         """Return a call; None if it says nothing: not finite, or all zero."""
         axis = 1 if kind.is_channels else -1
-        root = math.sqrt(h.shape[axis])
-        size_h, size_g = rms(h) * root, rms(g) * root
+        size_h = rms(h) * math.sqrt(h.shape[axis])
+        size_g = rms(g) * math.sqrt(g.shape[axis])
         if not all(0 < size < math.inf for size in _numbers(torch.stack([size_h, size_g]))):
             return None
         return cls(h, g / size_g, RELATIVE_CHANGE * size_h)

@@ -20,6 +20,7 @@ from esper.contracts import (
     OPERATORS,
     BlueprintError,
     BlueprintIR,
+    KernelSignature,
     OperatorNode,
     OperatorSpec,
     Parameter,
@@ -57,7 +58,7 @@ class LayerContext:
     width: int
     """`W`: features of the node's first input."""
     sizes: Mapping[str, int]
-    """The node's sizes, evaluated for the site's `D`."""
+    """The node's sizes, evaluated for the site's `D` and `I`."""
     options: Mapping[str, Parameter]
     """The node's options, defaults filled in."""
     dtype: torch.dtype
@@ -155,22 +156,22 @@ def implementation_of(op: str) -> object:
 
 
 def context_of(
-    node: OperatorNode, kind: SiteKind, width: int, features: int, dtype: torch.dtype
+    node: OperatorNode, signature: KernelSignature, width: int, dtype: torch.dtype
 ) -> LayerContext:
-    """Return what the factory of `node` is told, at a site of `features` features.
+    """Return what the factory of `node` is told, at a site of this signature.
 
     Raises:
         BlueprintError: if a size is out of bounds.
 
     """
     spec = OPERATORS[node.op]
+    symbols = {"D": signature.features, "I": signature.width_read}
     sizes = {
-        name: evaluate_size(cast("int | str", node.params[name]), {"D": features})
-        for name in spec.sizes
+        name: evaluate_size(cast("int | str", node.params[name]), symbols) for name in spec.sizes
     }
     options = {name: node.params.get(name, legal[0]) for name, legal in spec.options.items()}
     return LayerContext(
-        op=node.op, kind=kind, width=width, sizes=sizes, options=options, dtype=dtype
+        op=node.op, kind=signature.kind, width=width, sizes=sizes, options=options, dtype=dtype
     )
 
 

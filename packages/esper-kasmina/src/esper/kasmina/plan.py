@@ -3,7 +3,7 @@
 `wrap` carries out what a plan without problems says; anybody may look at a plan first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from esper.contracts import HostError, KernelSignature, Site, SiteKind
 from esper.kasmina.adapters import adapter_of
+from esper.kasmina.feeds import Feed, feeds
 from esper.kasmina.graft import is_graft_name, is_watched
 from esper.kasmina.probe import Example, Sighting, probe
 from esper.kasmina.refusals import Refusals, refuse_host
@@ -58,6 +59,7 @@ def plan(
     chunks: int = 1,
     depth: int = 1,
     causal: bool | None = None,
+    widen: bool = False,
 ) -> Plan:
     """Find the sites of `model` for seeds.
 
@@ -74,6 +76,8 @@ def plan(
         depth: how many blocks each chunk can carry in a row.
         causal: whether tokens may only look back at sequence sites. By default an example decides;
             without one they may not look ahead.
+        widen: whether there are also places for new units beside those of a layer, wherever one linear
+            layer or convolution is fed by another alone. Only an example can tell, so it is needed.
 
     """
     if any(is_watched(module) for module in model.modules()):
@@ -82,6 +86,8 @@ def plan(
         return Plan(problems=(reason,))
     if problems := _wrong_arguments(targets, chunks, depth, causal):
         return Plan(problems=problems)
+    if widen and example is None:
+        return Plan(problems=("widen=True needs example=…, one training batch's inputs",))
     layers = {n: m for n, m in named_modules(model).items() if not is_graft_name(n)}
     survey = _Survey(model, layers, chunks=chunks, depth=depth, causal=causal)
     named = match(layers, targets) if targets is not None else defaults(layers)
@@ -91,6 +97,11 @@ def plan(
             survey.sightings = probe(model, example, sorted(names))
         except HostError as error:
             return Plan(problems=(str(error), *survey.unmatched(named)))
+        if widen:
+            try:
+                survey.feeds = feeds(model, layers, example)
+            except HostError as error:
+                return Plan(problems=(str(error),))
     return survey.judge(named, by_default=targets is None)
 
 
@@ -119,6 +130,8 @@ def plan_sites(model: nn.Module, sites: Sequence[Site]) -> Plan:
             expected = site.signature.features * site.num_seeds
             if width is not None and width(layer) != expected:
                 problems.append(f"{site.name} has {width(layer)} features; it had {expected}")
+            if site.widens is not None and site.widens not in layers:
+                problems.append(f"the layer {site.widens!r}, which became wider, is missing")
             found.append(site.model_copy(update={"signature": signature}))
     return Plan(sites=tuple(found), problems=tuple(problems))
 
@@ -143,6 +156,7 @@ class _Survey:
         causal: bool | None,
     ) -> None:
         self.sightings: Mapping[str, Sighting] = {}
+        self.feeds: Mapping[str, Feed | str] = {}
         self._model = model
         self._layers = layers
         self._chunks = chunks
@@ -161,28 +175,65 @@ class _Survey:
         refused = {name: v for name, v in verdicts.items() if isinstance(v, str)}
         problems = [] if by_default else self._problems(named, refused)
         usable = [name for name in ordered if name not in refused]
-        if not usable and not problems:
+        wider, not_wider = self._wider(names)
+        if not usable and not wider and not problems:
             none = (
                 () if refused else ("it has no Linear, convolution, recurrent or attention layer",)
             )
             lines = (f"{name} {reason}" for name, reason in refused.items())
             problems = ["it has no layer for a seed", *lines, *none]
+        # Left out where it is the default: one field less costs 500 bytes less.
+        depth = {"depth": self._depth} if self._depth > 1 else {}
+        chunks = {"num_seeds": self._chunks} if self._chunks > 1 else {}
+        places = [
+            (name, {"signature": verdicts[name], **chunks}, name) for name in usable
+        ] + [
+            (name, {"signature": signature, "widens": wide}, wide)
+            for name, (wide, signature) in wider.items()
+        ]
+        order = {name: index for index, name in enumerate(self._layers)}
+        places.sort(key=lambda place: (order[place[2]], "widens" in place[1]))
         return Plan(
             sites=tuple(
-                Site(
-                    layer_id=i,
-                    name=name,
-                    module_type=type(self._layers[name]).__name__,
-                    signature=cast("KernelSignature", verdicts[name]),
-                    # Left out where it is the default: one field less costs 500 bytes less.
-                    **({"num_seeds": self._chunks} if self._chunks > 1 else {}),
-                    **({"depth": self._depth} if self._depth > 1 else {}),
+                Site.model_validate(
+                    {
+                        "layer_id": i,
+                        "name": name,
+                        "module_type": type(self._layers[name]).__name__,
+                        **fields,
+                        **depth,
+                    }
                 )
-                for i, name in enumerate(usable)
+                for i, (name, fields, _) in enumerate(places)
             ),
             problems=tuple(problems),
-            refused=tuple(f"{name} {reason}" for name, reason in refused.items()),
+            refused=(
+                *(f"{name} {reason}" for name, reason in refused.items()),
+                *(f"nothing can be wider before {name}: it {why}" for name, why in not_wider.items()),
+            ),
         )
+
+    def _wider(
+        self, names: Set[str]
+    ) -> tuple[dict[str, tuple[str, KernelSignature]], dict[str, str]]:
+        """Return, by the layer that they add to, the places of new units; and where there are none, why."""
+        found: dict[str, tuple[str, KernelSignature]] = {}
+        refused: dict[str, str] = {}
+        for name, feed in self.feeds.items():
+            if isinstance(feed, str):
+                refused[name] = feed
+                continue
+            if feed.wide not in names:
+                continue
+            reason = self._refusals.of(name) or self._refusals.of(feed.wide)
+            shape = shape_of(self._layers[name], None)
+            if reason is not None or isinstance(shape, str):
+                refused[name] = reason or str(shape)
+                continue
+            kind, width = shape
+            alone = self._shared_signature(kind, width, self._layers[name], None)
+            found[name] = feed.wide, alone.model_copy(update={"inputs": feed.num_read})
+        return found, refused
 
     def unmatched(self, named: Mapping[str, list[str]]) -> list[str]:
         """Say which targets match no layer at all."""

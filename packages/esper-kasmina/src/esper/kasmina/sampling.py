@@ -12,6 +12,7 @@ from torch import nn
 
 from esper.kasmina.graft import SiteHook
 from esper.kasmina.seed import Seed
+from esper.kasmina.source import Source
 
 
 class Sampling:
@@ -36,8 +37,7 @@ class Sampling:
     def hook_of(self, layer: nn.Module) -> SiteHook:
         """Return the one hook of `layer`; it is in place only while it has something to do."""
         if layer not in self._hooks:
-            watchers = [seed for seed in self._seeds if seed.layer is layer]
-            self._hooks[layer] = SiteHook(layer, watchers)
+            self._hooks[layer] = _hook(layer, [s for s in self._seeds if s.layer is layer])
         return self._hooks[layer]
 
     def start(self) -> None:
@@ -96,6 +96,14 @@ class Sampling:
             for seed in self._seeds:
                 by_layer.setdefault(seed.layer, []).append(seed)
             for layer, seeds in by_layer.items():
-                self._hooks.setdefault(layer, SiteHook(layer, seeds))
+                self._hooks.setdefault(layer, _hook(layer, seeds))
             self._complete = True
         return self._hooks.items()
+
+
+def _hook(layer: nn.Module, seeds: Sequence[Seed]) -> SiteHook:
+    """Return a hook for all seeds of `layer`, with those that make an earlier layer wider."""
+    wider = next((seed for seed in seeds if seed.beside is not None), None)
+    if wider is None or wider.beside is None:
+        return SiteHook(layer, seeds)
+    return SiteHook(layer, seeds, Source(wider.beside, wider.span.kind))

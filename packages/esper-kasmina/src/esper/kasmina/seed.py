@@ -42,6 +42,7 @@ class Seed:
 
     # Slots, because a host may carry thousands of dormant ones.
     __slots__ = (
+        "beside",
         "block",
         "blueprint_name",
         "device",
@@ -70,10 +71,13 @@ class Seed:
         *,
         stages: StageLengths,
         device: torch.device,
+        beside: nn.Module | None = None,
     ) -> None:
         self.seed_id: tuple[int, int] = (site.layer_id, seed_idx)
         self.site = site
         self.layer = layer
+        self.beside = beside
+        """The layer that becomes wider, if that is what its site is for; the block adds to `layer`."""
         self.span = Span(site, seed_idx)
         self.stages = stages
         self.device = device
@@ -126,7 +130,7 @@ class Seed:
         """Return the seed as it stands."""
         return SeedStatus(
             seed_id=self.seed_id,
-            site=self.site.name,
+            site=self.site.label,
             state=self.state,
             alpha=self.alpha,
             kernel_id=self.kernel_id,
@@ -136,12 +140,13 @@ class Seed:
             failure=self.failure,
         )
 
-    def look(self, h: Tensor, inputs: Tensor | None) -> None:
+    def look(self, h: Tensor, inputs: Tensor | None, x: Tensor | None) -> None:
         """Sample the site's features and the gradient that will come; changes nothing."""
         if self.sampler is None:
             self.sampler = self.make_sampler()
         sampler, span = self.sampler, self.span
-        sampler.observe(span.of(h.detach()), None if inputs is None else inputs.detach())
+        beside = x.detach() if x is not None and span.widens is not None else None
+        sampler.observe(span.of(h.detach()), None if inputs is None else inputs.detach(), beside)
         if h.requires_grad:
 
             def complete(g: Tensor) -> None:
@@ -152,7 +157,9 @@ class Seed:
 
     def make_sampler(self) -> HealthSampler:
         """Return an empty sampler for its site."""
-        return HealthSampler(self.site.signature.kind, self.layer)
+        return HealthSampler(
+            self.site.signature.kind, self.layer, num_beside=self.site.signature.inputs or 0
+        )
 
     def after_step(self) -> None:
         """Advance by one step of the host's optimizer."""
@@ -184,6 +191,7 @@ class Seed:
             avg_correlation=health.avg_correlation,
             gradient_norm=health.gradient_norm,
             expressivity_gap=health.expressivity_gap,
+            expressivity_gain=health.expressivity_gain,
             num_rows=health.num_rows,
             is_ready_for_transition=self.is_ready,
         )

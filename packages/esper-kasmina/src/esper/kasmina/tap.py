@@ -37,6 +37,11 @@ class Part(Protocol):
         """Its turn among those that see the same part: higher ones act first."""
         ...
 
+    @property
+    def widens(self) -> str | None:
+        """The layer beside which it has new units, which read what that layer is given."""
+        ...
+
     def of(self, h: Tensor) -> Tensor:
         """Return the part of `h`, a view."""
         ...
@@ -47,25 +52,28 @@ class Tap:
 
     def __init__(self, learner: Learner, part: Part) -> None:
         self._learner = learner
-        self._part = part
-        self.slot = part.slot
+        self.span = part
         self._key = next(_keys)
         self._waiting: list[Tensor] = []
         _taps[self._key] = self
 
-    def __call__(self, h: Tensor) -> Tensor:
-        """Return `h`, or under `torch.compile` its copy; its gradient will be seen too."""
+    def __call__(self, h: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return `h`, or under `torch.compile` its copy; its gradient will be seen too.
+
+        `x` is what the block reads, if that is not `h`.
+        """
+        read = h if x is None else x
         if torch.compiler.is_compiling():
-            return torch.ops.esper.tap(h, self._key)
+            return torch.ops.esper.tap(h, read.detach(), self._key)
         if h.requires_grad:
             with unnoticed("TRAINING"):
-                self._await(self._rows(h), h)
+                self._await(self._rows(read), h)
         return h
 
-    def keep(self, h: Tensor) -> None:
-        """Remember features until their gradient comes."""
+    def keep(self, read: Tensor) -> None:
+        """Remember what the block reads until the gradient comes."""
         with unnoticed("TRAINING"):
-            self._waiting.append(self._rows(h))
+            self._waiting.append(self._rows(read))
 
     def complete(self, g: Tensor) -> None:
         """Pair a gradient with the latest features that still wait: backward runs in reverse."""
@@ -86,13 +94,13 @@ class Tap:
 
     def _rows(self, values: Tensor) -> Tensor:
         # A clone: an in-place operation after the layer may overwrite it.
-        return select(self._part.of(values.detach()), self._part.kind).clone()
+        return select(self.span.of(values.detach()), self.span.kind).clone()
 
 
-def _tap(h: Tensor, key: int) -> Tensor:
-    """Copy `h` and show it to the tap `key`."""
+def _tap(h: Tensor, read: Tensor, key: int) -> Tensor:
+    """Copy `h` and show what the block reads to the tap `key`."""
     if (tap := _taps.get(key)) is not None:
-        tap.keep(h)
+        tap.keep(read)
     return h.clone()
 
 
@@ -103,19 +111,19 @@ def _tap_gradient(g: Tensor, key: int) -> Tensor:
     return g.clone()
 
 
-def _like(value: Tensor, key: int) -> Tensor:  # noqa: ARG001
+def _like(value: Tensor, *_: object) -> Tensor:
     return torch.empty_like(value)
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG001
-    ctx.key = inputs[1]
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
+    ctx.key = inputs[2]
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.esper.tap_gradient(g, ctx.key), None
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.esper.tap_gradient(g, ctx.key), None, None
 
 
-def _define(name: str, function: Callable[[Tensor, int], Tensor]) -> Any:
+def _define(name: str, function: Callable[..., Tensor]) -> Any:
     """Register an operator that `torch.compile` leaves whole, and its shapes."""
     operator: Any = torch.library.custom_op(f"esper::{name}", function, mutates_args=())
     operator.register_fake(_like)

@@ -30,6 +30,7 @@ def wrap(
     chunks: int = 1,
     depth: int = 1,
     causal: bool | None = None,
+    widen: bool = False,
     blueprints: Sequence[BlueprintIR] = (),
     stages: StageLengths | None = None,
     sample_every_steps: int | None = SAMPLE_EVERY_STEPS,
@@ -46,6 +47,7 @@ def wrap(
         chunks: into how many equal parts to split each site's features, one seed each.
         depth: how many blocks can grow in a row at each site, the later ones nearer to the input.
         causal: whether tokens may only look back at sequence sites; see `plan`.
+        widen: whether layers can also become wider; see `plan`.
         blueprints: designs of your own to grow with, beside the built-in ones.
         stages: how long the stages of a seed's life last.
         sample_every_steps: health is sampled in one of so many training steps; None: never.
@@ -57,7 +59,9 @@ def wrap(
         BlueprintError: if a design of your own fits no site, or cannot be built for one that it fits.
 
     """
-    found = plan(model, targets, example=example, chunks=chunks, depth=depth, causal=causal)
+    found = plan(
+        model, targets, example=example, chunks=chunks, depth=depth, causal=causal, widen=widen
+    )
     return carry_out(
         model,
         found,
@@ -90,7 +94,14 @@ def carry_out(
     lengths = stages or StageLengths()
     modules = named_modules(model)
     seeds = [
-        Seed(site, index, layer, stages=lengths, device=device_of(layer, model))
+        Seed(
+            site,
+            index,
+            layer,
+            stages=lengths,
+            device=device_of(layer, model),
+            beside=None if site.widens is None else modules[site.widens],
+        )
         for site in found.sites
         for layer in (modules[site.name],)
         for index in range(site.num_places)
@@ -108,16 +119,18 @@ def check_designs(blueprints: Sequence[BlueprintIR], sites: Sequence[Site]) -> N
         BlueprintError: naming the design, and the site or the kinds that there are.
 
     """
-    kinds = {kind for site in sites for kind in site.signature.kind.takes}
     for ir in blueprints:
-        if ir.kind not in kinds:
+        fitting = [site for site in sites if ir.fits(site.signature)]
+        if not fitting:
+            alike = [site for site in sites if (site.widens is not None) == ir.widens]
+            kinds = {kind for site in alike for kind in site.signature.kind.takes}
+            what = "widens a layer at" if ir.widens else "is for"
             raise BlueprintError(
-                f"blueprint {ir.name!r} is for {ir.kind} sites; this host's sites take: "
-                + ", ".join(sorted(kinds))
+                f"blueprint {ir.name!r} {what} {ir.kind} sites; this host's sites take: "
+                + (", ".join(sorted(kinds)) or "no such designs; wrap(…, widen=True) makes places for them")
             )
-        for site in sites:
-            if ir.kind in site.signature.kind.takes:
-                try:
-                    template_of(ir, site.signature.model_copy(update={"kind": ir.kind}))
-                except BlueprintError as error:
-                    raise BlueprintError(f"at the site {site.name!r}: {error}") from error
+        for site in fitting:
+            try:
+                template_of(ir, site.signature.model_copy(update={"kind": ir.kind}))
+            except BlueprintError as error:
+                raise BlueprintError(f"at the site {site.label!r}: {error}") from error

@@ -41,11 +41,11 @@ def forge_kernels(bed: SeedBed, runtime: Runtime) -> list[CompiledKernelArtifact
 
 
 def _signatures(bed: SeedBed, ir: BlueprintIR) -> dict[str, KernelSignature]:
-    """Return, by key, what kernels of `ir` are built for: every site that takes its kind."""
+    """Return, by key, what kernels of `ir` are built for: every site that they fit."""
     found = (
         site.signature.model_copy(update={"kind": ir.kind})
         for site in bed.sites
-        if ir.kind in site.signature.kind.takes
+        if ir.fits(site.signature)
     )
     return {signature.key: signature for signature in found}
 

@@ -52,6 +52,7 @@ def select_matching(query: KernelQuery, dialect: sa.Dialect) -> sa.Select[Any]:
         found = found.where(
             column.kind == query.signature.kind.value,
             column.features == query.signature.features,
+            column.inputs.is_not_distinct_from(query.signature.inputs),
             column.dtype == query.signature.dtype,
             column.device == query.signature.device,
         )

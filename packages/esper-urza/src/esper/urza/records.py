@@ -72,6 +72,7 @@ def _lasting(kernel: CompiledKernelArtifact) -> dict[str, Any]:
         "blueprint_name": kernel.blueprint_name,
         "kind": kernel.signature.kind.value,
         "features": kernel.signature.features,
+        "inputs": kernel.signature.inputs,
         "dtype": kernel.signature.dtype,
         "device": kernel.signature.device,
         "size_bytes": kernel.size_bytes,
@@ -87,6 +88,7 @@ KERNEL_COLUMNS = (
     "blueprint_name",
     "kind",
     "features",
+    "inputs",
     "dtype",
     "device",
     "size_bytes",
@@ -128,6 +130,7 @@ _LASTING = (
     "blueprint_name",
     "kind",
     "features",
+    "inputs",
     "dtype",
     "device",
     "size_bytes",
@@ -141,6 +144,8 @@ _LASTING = (
 def fingerprint(row: Mapping[str, Any]) -> str:
     """Return the sha256 of what never changes in a kernel's row, as the record of events keeps it."""
     lasting = {column: row[column] for column in _LASTING}
+    if lasting["inputs"] is None:
+        del lasting["inputs"]  # as it was before there were widenings
     lasting["created_at"] = row["created_at"].astimezone(UTC).isoformat()
     return sha256_hex(canonical_json(lasting))
 
@@ -271,7 +276,11 @@ def _registered(row: Row) -> dict[str, Any]:
         "blueprint_id": row.blueprint_id,
         "blueprint_name": row.blueprint_name,
         "signature": KernelSignature(
-            kind=row.kind, features=row.features, dtype=row.dtype, device=row.device
+            kind=row.kind,
+            features=row.features,
+            inputs=row.inputs,
+            dtype=row.dtype,
+            device=row.device,
         ),
         "size_bytes": row.size_bytes,
         "num_parameters": row.num_parameters,

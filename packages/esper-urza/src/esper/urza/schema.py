@@ -127,6 +127,7 @@ kernels = sa.Table(
     sa.Column("all_tags", sa.JSON().with_variant(postgresql.ARRAY(sa.Text), "postgresql")),
     sa.Column("search", sa.Text, nullable=False, server_default=""),  # in lower case
     *_lease(),
+    sa.Column("inputs", sa.BigInteger),  # what a widening reads; others read their features
     sa.ForeignKeyConstraint(
         ["kernel_id", "report_id"],
         ["validation_reports.kernel_id", "validation_reports.report_id"],

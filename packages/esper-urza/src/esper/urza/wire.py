@@ -77,6 +77,8 @@ class KernelSearch(Contract):
     kind: SiteKind | None = None
     """With `features`: what the kernel is built for."""
     features: int | None = Field(default=None, ge=1, le=2**53)
+    inputs: int | None = Field(default=None, ge=1, le=2**53)
+    """With both: what a widening reads."""
     dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     status: KernelStatus | Literal["any"] = KernelStatus.VALIDATED
@@ -97,13 +99,19 @@ class KernelSearch(Contract):
 
     def query(self) -> KernelQuery:
         """Return what is asked for. Raises `ConfigError` for half a signature."""
-        fields = self.model_dump(exclude={"kind", "features", "dtype", "device", "status"})
+        fields = self.model_dump(exclude={"kind", "features", "inputs", "dtype", "device", "status"})
         if (self.kind is None) != (self.features is None):
             raise ConfigError("kind and features belong together: a kernel is built for both")
+        if self.inputs is not None and self.kind is None:
+            raise ConfigError("inputs goes with kind and features: they say what a widening reads")
         signature = None
         if self.kind is not None and self.features is not None:
             signature = KernelSignature(
-                kind=self.kind, features=self.features, dtype=self.dtype, device=self.device
+                kind=self.kind,
+                features=self.features,
+                inputs=self.inputs,
+                dtype=self.dtype,
+                device=self.device,
             )
         status = None if self.status == "any" else self.status
         return KernelQuery.model_validate(fields | {"signature": signature, "status": status})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import CheckResult, KernelSignature, SiteKind
-from esper.kasmina.kernels import DTYPES, probe_shape
+from esper.kasmina.kernels import DTYPES, output_shape, probe_shape
 from esper.urabrask.meters import ForwardCost, forward_cost
 
 PROBE_SEED = 20240229
@@ -80,14 +80,18 @@ def within(name: str, value: float, limit: float, detail: str) -> CheckResult:
 
 
 def check_shape(specimen: Specimen) -> CheckResult:
-    """Compare shape and type: a graft adds the output to the features, so they must be alike.
+    """Compare shape and type: a graft adds the output to the features at its site.
 
     Other inputs than the ordinary ones are a single row at a single position and, for features, rows
     of tokens.
     """
     inputs = [specimen.x, _smallest(specimen), *_as_tokens(specimen)]
     pairs = [(x, _run(specimen.block, x)) for x in inputs]
-    unlike = [(x, y) for x, y in pairs if x.shape != y.shape or x.dtype != y.dtype]
+    unlike = [
+        (x, y)
+        for x, y in pairs
+        if y.shape != output_shape(specimen.signature, x.shape) or x.dtype != y.dtype
+    ]
     x, y = (unlike or pairs)[0]
     detail = f"{tuple(x.shape)} {x.dtype} became {tuple(y.shape)} {y.dtype}"
     return within("keeps_shape", len(unlike), 0, detail)
@@ -116,7 +120,8 @@ def check_gradients(specimen: Specimen) -> CheckResult:
     """Require a gradient at every weight, and at the input for the layers before the site."""
     x = specimen.x.detach().clone().requires_grad_()
     generator = torch.Generator().manual_seed(PROBE_SEED + 1)
-    direction = torch.randn(x.shape, generator=generator).to(x)
+    shape = output_shape(specimen.signature, x.shape)
+    direction = torch.randn(shape, generator=generator).to(x)
     wanted = {"the input": x, **dict(specimen.woken.named_parameters())}
     loss = (specimen.woken(x) * direction).sum()
     # The stubs do not know that an unused weight's gradient is None.
@@ -234,18 +239,18 @@ def _influence(block: nn.Module, x: Tensor, *, axis: int) -> float:
 
 
 def _regression_target(x: Tensor, signature: KernelSignature) -> Tensor:
-    """Return something that a useful block gets closer to, in the shape of `x`.
+    """Return something that a useful block gets closer to, in the shape of its output for `x`.
 
     That is tanh of a fixed random mix of the features, for tokens together with the mean of those
     that they may see. With positions, the features themselves are to be halved as well, which a block
     that only scales them can do.
     """
     generator = torch.Generator().manual_seed(PROBE_SEED + 2)
-    width, kind = signature.features, signature.kind
-    mix = torch.randn(width, width, generator=generator).to(x) / width**0.5  # (D, D)
+    width, kind = signature.width_read, signature.kind
+    mix = torch.randn(width, signature.features, generator=generator).to(x) / width**0.5  # (I, D)
     subscripts = "bd...,de->be..." if kind.is_channels else "b...d,de->b...e"
     target = torch.tanh(torch.einsum(subscripts, x + _context(x, kind), mix))
-    return target if kind is SiteKind.FEATURES else target - x / 2
+    return target if kind is SiteKind.FEATURES or signature.inputs is not None else target - x / 2
 
 
 def _context(x: Tensor, kind: SiteKind) -> Tensor:

@@ -65,9 +65,9 @@ def _check_operators(kernel: CompiledKernelArtifact, blob: bytes) -> None:
 def tags_of(kernel: CompiledKernelArtifact) -> tuple[str, ...]:
     """Return what the library can be searched by: kind, type, and weight relative to `D` squared.
 
-    `light` has at most D² parameters, `medium` at most 4·D², `heavy` more.
+    `light` has at most D² parameters, `medium` at most 4·D², `heavy` more; for a widening it is D·I.
     """
-    square = kernel.signature.features**2
+    square = kernel.signature.features * kernel.signature.width_read
     ratio = kernel.num_parameters / square
     weight = "light" if ratio <= 1 else "medium" if ratio <= 4 else "heavy"
     return (kernel.signature.kind.value, kernel.signature.dtype, weight)

@@ -93,7 +93,7 @@ class Scripted:
         for epoch, chosen in self.script.items():
             for wanted in chosen:
                 site = names.get(wanted.seed_id[0])
-                fits = site is not None and site.name == wanted.site
+                fits = site is not None and site.label == wanted.site
                 if site is None or not fits or wanted.seed_id[1] >= site.num_places:
                     raise ConfigError(
                         f"the script grows {wanted.blueprint_name} at {wanted.site!r} {wanted.seed_id} at "

@@ -37,6 +37,9 @@ def query(
         SiteKind | None, typer.Option(help="The kind of site, with --features.")
     ] = None,
     features: Annotated[int | None, typer.Option(help="Features or channels there.", min=1)] = None,
+    inputs: Annotated[
+        int | None, typer.Option(help="Features that a widening reads; see --features.", min=1)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="The type of the weights there.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     max_latency_us: Annotated[float | None, typer.Option(help="Microseconds.")] = None,
@@ -51,6 +54,8 @@ def query(
     """Search kernels."""
     if (kind is None) != (features is None):
         raise ConfigError("--kind and --features belong together: a kernel is built for both")
+    if inputs is not None and kind is None:
+        raise ConfigError("--inputs goes with --kind and --features: it says what a widening reads")
     fields: dict[str, object] = {
         "required_tags": tag or (),
         "excluded_tags": not_tag or (),
@@ -69,7 +74,13 @@ def query(
         try:
             if kind is not None:
                 fields["signature"] = KernelSignature.model_validate(
-                    {"kind": kind, "features": features, "dtype": dtype, "device": device}
+                    {
+                        "kind": kind,
+                        "features": features,
+                        "inputs": inputs,
+                        "dtype": dtype,
+                        "device": device,
+                    }
                 )
             if blueprint is not None:
                 fields["blueprint_id"] = blueprint_named(library, blueprint)

@@ -1,0 +1,187 @@
+"""Finds which layer a layer is fed by, and whether by it alone: there a host can become wider.
+
+Between two linear layers (or two convolutions) that follow each other, with nothing but activations, norms
+and pooling in between, new units of the first one are new inputs of the second one. The plan asks for all
+such pairs; an example is run through a copy of the host, with each layer's output cut off from its past, so
+that what reaches the next layer tells which ones feed it.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from esper.contracts import HostError
+from esper.kasmina.adapters import adapter_of
+from esper.kasmina.calls import Call
+from esper.kasmina.probe import Example
+from esper.kasmina.undo import RandomState
+
+INPUT = "the model's input"
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """A pair of layers between which new units can grow."""
+
+    wide: str
+    """The layer that would become wider; new units read what it is given."""
+    num_read: int
+    """Features or channels of that."""
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What one layer did while the example ran."""
+
+    num_calls: int = 0
+    given: Tensor | None = None
+    """Its only positional argument, with what it was made from."""
+    sources: set[str] = field(default_factory=set[str])
+    """The layers whose outputs reach it directly."""
+    leaf: Tensor | None = None
+    """Its output as the following layers see it."""
+
+
+def feeds(
+    model: nn.Module, layers: Mapping[str, nn.Module], example: Example
+) -> dict[str, Feed | str]:
+    """Return, for each linear layer and convolution among `layers`, its feed, or why it has none.
+
+    Raises:
+        HostError: if the model cannot be copied, or the example does not run through it.
+
+    """
+    streams = RandomState.take()
+    try:
+        twin = copy.deepcopy(model).eval()
+        seen = {name: _Seen() for name, layer in layers.items() if _is_cut(layer)}
+        leaves: dict[int, str] = {}
+        for name, record in seen.items():
+            twin.get_submodule(name).register_forward_hook(_cutter(name, record, leaves))
+        _run(twin, example, leaves)
+    except Exception as error:
+        raise HostError(
+            f"the example does not run through a copy of the model ({type(error).__name__}: {error}), so "
+            "nobody can tell which layer feeds which; leave widen out"
+        ) from error
+    finally:
+        streams.restore()
+    return {
+        name: _judge(name, layers, seen)
+        for name, layer in layers.items()
+        if isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+    }
+
+
+def _is_cut(layer: nn.Module) -> bool:
+    """Tell whether a layer's output is a place to look back to: layers that mix features, not norms."""
+    known = adapter_of(type(layer)).kind is not None
+    return known and not isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+
+
+def _run(twin: nn.Module, example: Example, leaves: dict[int, str]) -> None:
+    def leaf(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        own = value.detach().clone().requires_grad_()
+        leaves[id(own)] = INPUT
+        kept.append(own)
+        return own.clone()  # operations in place are not allowed on a leaf
+
+    kept: list[Tensor] = []  # so that no other tensor takes its id
+    call = Call.of(example).map(leaf)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the host's own; they appear when it really runs
+        twin(*call.args, **call.kwargs)
+
+
+def _cutter(name: str, record: _Seen, leaves: dict[int, str]) -> Any:
+    def cut(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        record.num_calls += 1
+        if record.num_calls > 1:
+            return None
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            record.given = args[0]
+            record.sources = {leaves[i] for i in _leaves_of(args[0]) if i in leaves}
+        adapter = adapter_of(type(layer))
+        h = adapter.take(layer, output)
+        record.leaf = h.detach().clone().requires_grad_()
+        leaves[id(record.leaf)] = name
+        return adapter.put(layer, output, record.leaf.clone())
+
+    return cut
+
+
+def _leaves_of(value: Tensor) -> Iterator[int]:
+    """Yield the ids of the leaves that a tensor was made from."""
+    if value.grad_fn is None:
+        yield id(value)
+        return
+    waiting, known = [cast("Any", value.grad_fn)], {value.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if (variable := getattr(node, "variable", None)) is not None:
+            yield id(variable)
+        for before, _ in node.next_functions:
+            if before is not None and before not in known:
+                known.add(before)
+                waiting.append(before)
+
+
+def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]) -> Feed | str:
+    layer, record = layers[name], seen[name]
+    if record.num_calls != 1 or record.given is None or record.leaf is None:
+        return _call_problem(record)
+    if len(record.sources) != 1:
+        return f"is fed by {_listed(record.sources)} together, and widening one would change the others' part"
+    (wide,) = record.sources
+    if wide == INPUT:
+        return "is fed by the model's input, before which there is no layer"
+    before = seen[wide]
+    if type(layers[wide]) is not type(layer):
+        return f"is fed by {wide}, a {type(layers[wide]).__name__}; widening needs two layers of one type"
+    if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
+        return f"has {layer.groups} groups, and new units would belong to none of them"
+    if before.num_calls != 1 or before.given is None or before.leaf is None:
+        return f"is fed by {wide}, which {_call_problem(before)}"
+    if not _acts_on_rows_alone(record, before):
+        return f"is fed by {wide} through something that mixes rows or positions, as attention does"
+    axis = 1 if isinstance(layer, _CONVOLUTIONS) else -1
+    if before.given.shape[:1] != record.leaf.shape[:1] or before.given.dim() != record.leaf.dim():
+        return f"is fed by {wide}, which is given {tuple(before.given.shape)} for {tuple(record.leaf.shape)}"
+    return Feed(wide=wide, num_read=before.given.shape[axis])
+
+
+def _call_problem(record: _Seen) -> str:
+    if record.num_calls != 1:
+        return f"is called {record.num_calls} times in a pass; expected once"
+    return "is not called with one tensor as its only argument"
+
+
+def _acts_on_rows_alone(record: _Seen, before: _Seen) -> bool:
+    """Tell whether the last row that a layer is given was made from the last row of the layer before.
+
+    Rows are samples, and tokens where there are some. Convolutions read around them anyway.
+    """
+    given, leaf = record.given, before.leaf
+    assert given is not None
+    assert leaf is not None
+    num_axes = 1 if given.dim() != leaf.dim() or given.dim() < 3 else given.dim() - 1
+    is_rows = given.shape[:-1] == leaf.shape[:-1]
+    row = (-1,) * (num_axes if is_rows else 1)
+    (reach,) = cast(
+        "tuple[Tensor]", torch.autograd.grad(given[row].sum(), [leaf], retain_graph=True)
+    )
+    reach[row] = 0
+    return not bool(reach.any())
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(names)) or "nothing that is known"

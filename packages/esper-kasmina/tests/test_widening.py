@@ -1,0 +1,357 @@
+"""Layers that become wider: where that can be, what new units compute, and that nothing else changes.
+
+The laws hold for them as for other seeds: `kasmina_hosts` has such hosts among those that all laws are
+tried on.
+"""
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from kasmina_factory import QUICK, TO_FOSSILIZED, TO_GRAFTING, TO_TRAINING, grow, order, wake
+from torch import Tensor, nn
+
+from esper.contracts import BlueprintError, HostError, SeedState
+from esper.kasmina import Bed, load, plan, wrap
+
+S = SeedState
+
+
+class Norm(nn.Module):
+    """A pre-norm residual MLP with a weight between its branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu_(self.up(self.norm(x))))
+
+
+class Attentive(nn.Module):
+    """Tokens are mixed between its two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.values(x).cumsum(dim=1))
+
+
+class ByName(nn.Module):
+    """Calls a layer with a keyword argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(input=x))
+
+
+def mlp(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(inplace=True), nn.Linear(8, 4), nn.Linear(4, 3)
+    )
+
+
+def cnn(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    )
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+X, IMAGES = random(16, 6), random(4, 2, 4, 4)
+
+
+def wide_bed(
+    make: Callable[[], nn.Module] = mlp, x: Tensor = X, depth: int = 1
+) -> tuple[Bed, torch.optim.Optimizer]:
+    model = make()
+    bed = wrap(model, example=x, widen=True, depth=depth, stages=QUICK, sample_every_steps=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    bed.attach(optimizer)
+    return bed, optimizer
+
+
+def site_of(bed: Bed, name: str) -> int:
+    """Return the number of the place of new units that add to the layer `name`."""
+    return next(s.layer_id for s in bed.sites if s.name == name and s.widens is not None)
+
+
+def live(bed: Bed, optimizer: torch.optim.Optimizer, x: Tensor, steps: int) -> None:
+    bed.model.train()
+    targets = torch.arange(len(x)) % 3
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(bed.model(x), targets).backward()
+        optimizer.step()
+
+
+def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), Norm(), nn.Dropout(), nn.Linear(8, 6), nn.Linear(6, 3))
+    found = plan(model, example=random(4, 5), widen=True)
+    assert not found.problems
+    assert [(s.layer_id, s.label, s.signature.key) for s in found.sites] == [
+        (0, "0", "features-8-float32-cpu"),
+        (1, "0 wider, into 1.up", "features-5-to-16-float32-cpu"),
+        (2, "1.up", "features-16-float32-cpu"),
+        (3, "1.up wider, into 1.down", "features-8-to-8-float32-cpu"),
+        (4, "1.down", "features-8-float32-cpu"),
+        (5, "3", "features-6-float32-cpu"),
+        (6, "3 wider, into 4", "features-8-to-3-float32-cpu"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "reason"),
+    [
+        (lambda: nn.Linear(6, 3), X, "fed by the model's input"),
+        (lambda: nn.Sequential(Norm(), nn.Linear(8, 3)), random(4, 8), "fed by 0.down and the model"),
+        (Attentive, random(4, 5, 8), "fed by values through something that mixes rows"),
+        (ByName, random(4, 8), "fed by first, which is not called with one tensor"),
+        (cnn, IMAGES, "fed by 4, a Conv2d; widening needs two layers of one type"),
+        (
+            lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3, groups=2)),
+            random(4, 2, 9),
+            "has 2 groups",
+        ),
+    ],
+)
+def test_where_nothing_can_be_wider_the_plan_says_why(
+    make: Callable[[], nn.Module], x: Tensor, reason: str
+) -> None:
+    model = nn.Sequential(make()) if isinstance(model := make(), nn.Linear) else model
+    refused = plan(model, example=x, widen=True).refused
+    assert any(reason in line and "nothing can be wider before" in line for line in refused), refused
+
+
+def test_a_layer_that_is_called_twice_is_not_widened() -> None:
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 3))
+    refused = plan(model, example=X, widen=True).refused
+    assert any("is called 2 times in a pass" in line for line in refused), refused
+
+
+def test_only_an_example_can_tell() -> None:
+    with pytest.raises(HostError, match=r"widen=True needs example="):
+        wrap(mlp(), widen=True)
+
+
+def test_an_example_that_does_not_run_is_refused_and_leaves_the_host_alone() -> None:
+    model = mlp()
+    with pytest.raises(HostError, match="does not run through"):
+        wrap(model, example=random(4, 7), widen=True)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # pyright: ignore[reportPrivateUsage]
+
+
+def test_planning_leaves_the_host_and_the_random_streams_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before, stream = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    plan(model, example=X, widen=True)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert model.training
+
+
+def test_new_units_read_what_the_wider_layer_reads_and_add_to_what_the_next_one_gives() -> None:
+    bed, _ = wide_bed()
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+    block = bed.seed((site_of(bed, "3"), 0)).block
+    model = bed.model
+    assert block is not None
+    assert isinstance(model, nn.Sequential)
+    actual = model(X)
+    with bed.without((site_of(bed, "3"), 0)):
+        h = model[:4](X)
+        plain = model(X)
+    torch.testing.assert_close(actual, model[4](h + block(X)))
+    assert not torch.allclose(actual, plain)
+
+
+def test_where_a_pooling_follows_new_channels_read_averages() -> None:
+    bed, _ = wide_bed(cnn, IMAGES)
+    site = site_of(bed, "4")
+    grow(bed, TO_FOSSILIZED, site=site, change=wake)
+    block, model = bed.seed((site, 0)).block, bed.model.eval()
+    assert block is not None
+    assert isinstance(model, nn.Sequential)
+    actual = model(IMAGES)
+    with bed.without((site, 0)):
+        h = model[:5](IMAGES)
+    averaged = nn.functional.avg_pool2d(IMAGES, 2)
+    torch.testing.assert_close(actual, model[5:](h + block(averaged)))
+
+
+def test_new_units_act_before_a_block_at_the_same_layer_does() -> None:
+    bed, _ = wide_bed()
+    block_site = next(s.layer_id for s in bed.sites if s.name == "3" and s.widens is None)
+    wide_site = site_of(bed, "3")
+    grow(bed, TO_FOSSILIZED, site=block_site, change=wake)
+    grow(bed, TO_FOSSILIZED, site=wide_site, change=wake)
+    block, units = bed.seed((block_site, 0)).block, bed.seed((wide_site, 0)).block
+    model = bed.model
+    assert block is not None
+    assert units is not None
+    assert isinstance(model, nn.Sequential)
+    actual = model(X)
+    with bed.without((block_site, 0)), bed.without((wide_site, 0)):
+        h = model[:4](X) + units(X)
+    torch.testing.assert_close(actual, model[4](h + block(h)))
+
+
+def test_new_units_learn_in_isolation_from_what_they_will_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bed, optimizer = wide_bed()
+    site = site_of(bed, "3")
+    grow(bed, TO_TRAINING, site=site)
+    learner = bed.seed((site, 0)).learner
+    assert learner is not None
+    seen: list[tuple[Tensor, Tensor]] = []
+    observe = type(learner).observe
+
+    def see(self: object, rows: Tensor, gradients: Tensor) -> None:
+        seen.append((rows, gradients))
+        observe(learner, rows, gradients)
+
+    monkeypatch.setattr(type(learner), "observe", see)
+    live(bed, optimizer, X, 2)
+    assert all(torch.equal(rows, X) and g.shape == (16, 4) for rows, g in seen)
+    assert len(seen) == 2
+    assert learner.num_steps == 2
+
+
+def test_the_gain_is_what_reading_more_would_make_of_the_gap() -> None:
+    torch.manual_seed(0)
+    narrow = nn.Sequential(nn.Linear(12, 1), nn.Linear(1, 12), nn.ReLU(), nn.Linear(12, 4))
+    bed = wrap(narrow, example=random(4, 12), widen=True, sample_every_steps=1)
+    optimizer = torch.optim.Adam(narrow.parameters(), lr=1e-3)
+    bed.attach(optimizer)
+    x = random(512, 12, seed=1)
+    y = (x @ random(12, 4, seed=2)).argmax(dim=1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(narrow(x), y).backward()
+        optimizer.step()
+    health = {s.layer_id: s for s in bed.end_epoch(0)}
+    by_name = {site.label: health[site.layer_id] for site in bed.sites}
+    bottleneck, other = by_name["0 wider, into 1"], by_name["1 wider, into 3"]
+    assert bottleneck.expressivity_gap == by_name["1"].expressivity_gap
+    assert by_name["1"].expressivity_gain is None
+    assert bottleneck.expressivity_gain is not None
+    assert bottleneck.expressivity_gap is not None
+    assert other.expressivity_gain is not None
+    assert other.expressivity_gap is not None
+    # One unit carries one of the directions that matter; the layer after it has nothing more to read.
+    assert bottleneck.expressivity_gain > 0.25 * bottleneck.expressivity_gap
+    assert other.expressivity_gain < 0.05 * other.expressivity_gap
+
+
+def test_culling_puts_everything_back() -> None:
+    bed, optimizer = wide_bed()
+    live(bed, optimizer, X, 2)
+    before = copy.deepcopy([bed.model.state_dict(), optimizer.state_dict()])
+    site = site_of(bed, "3")
+    grow(bed, TO_GRAFTING, site=site, between=lambda s: live(bed, optimizer, X, 2 * (s is S.GRAFTING)))
+    order(bed, S.CULLED, seed_id=(site, 0))
+    after = [bed.model.state_dict(), optimizer.state_dict()]
+    assert str(after) == str(before)
+    assert not any(m._forward_pre_hooks for m in bed.model.modules())  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_as_wide_and_go_their_own_way(
+    duplicate: Callable[[nn.Module], nn.Module],
+) -> None:
+    bed, optimizer = wide_bed()
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+    expected = bed.model(X)
+    twin = duplicate(bed.model)
+    assert torch.equal(twin(X), expected)
+    live(bed, optimizer, X, 2)
+    assert torch.equal(twin(X), expected)
+
+
+def test_averages_become_wider_with_the_host() -> None:
+    model = mlp()
+    bed = wrap(model, example=X, widen=True, stages=QUICK)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    average = torch.optim.swa_utils.AveragedModel(model, avg_fn=lambda _a, new, _n: new)
+    bed.attach(optimizer, copies=[average])
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+    live(bed, optimizer, X, 2)
+    average.update_parameters(model)
+    assert torch.equal(average(X), model(X))
+
+
+def test_a_wider_model_that_was_saved_comes_back(tmp_path: Path) -> None:
+    bed, _ = wide_bed(depth=2)
+    site = site_of(bed, "3")
+    for slot in (1, 0):
+        grow(bed, TO_FOSSILIZED, site=site, chunk=slot, change=wake)
+    bed.save(tmp_path)
+    loaded = load(mlp(seed=5), tmp_path)
+    assert torch.equal(loaded.model(X), bed.model(X))
+    assert loaded.sites == bed.sites
+    with pytest.raises(HostError, match=r"the site '3' is missing|grew on a different host"):
+        load(nn.Sequential(nn.Linear(6, 8)), tmp_path)
+
+
+def test_a_wider_model_is_traced_whole() -> None:
+    bed, _ = wide_bed()
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+    bed.model.eval()
+    compiled = torch.compile(bed.model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(X), bed.model(X))
+
+
+def test_an_export_of_a_wider_model_answers_as_it_does(tmp_path: Path) -> None:
+    bed, _ = wide_bed()
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+    bed.export(tmp_path, X)
+    program = torch.export.load(tmp_path / "model.pt2")
+    bed.model.eval()
+    torch.testing.assert_close(program.module()(X), bed.model(X))
+
+
+def test_a_part_of_a_wider_model_says_what_it_misses() -> None:
+    bed, _ = wide_bed()
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+    assert isinstance(bed.model, nn.Sequential)
+    with pytest.raises(HostError, match="run the model as a whole"):
+        bed.model[3](random(4, 8))
+
+
+def test_kernels_go_only_where_they_fit() -> None:
+    bed, _ = wide_bed()
+    own = bed.blueprints
+    wide = [ir for ir in own if ir.widens]
+    assert {ir.name for ir in wide} == {"wider", "wider_half", "wider_quarter"}
+    for site in bed.sites:
+        assert {ir.widens for ir in own if ir.fits(site.signature)} == {site.widens is not None}
+    with pytest.raises(BlueprintError, match=r"wrap\(…, widen=True\) makes places for them"):
+        wrap(mlp(), blueprints=wide)
