@@ -82,7 +82,7 @@ def _align(
         hook = hook_on(layer)
         wider = next((graft.span for graft in wanted.values() if graft.span.widens), None)
         if hook.source is None and wider is not None and wider.widens is not None:
-            hook.source = Source(root.get_submodule(wider.widens), wider.kind)
+            hook.source = Source(root.get_submodule(wider.widens), wider.kind, wider.num_read)
         for name, graft in found.items():
             grafts.remove(layer, hook, name, graft)
         for name, graft in ours.items():

@@ -19,6 +19,7 @@ from esper.contracts import HostError
 from esper.kasmina.adapters import adapter_of
 from esper.kasmina.calls import Call
 from esper.kasmina.probe import Example
+from esper.kasmina.source import fitted_width
 from esper.kasmina.undo import RandomState
 
 INPUT = "the model's input"
@@ -33,7 +34,7 @@ class Feed:
     wide: str
     """The layer that would become wider; new units read what it is given."""
     num_read: int
-    """Features or channels of that."""
+    """Features or channels of that, as new units read them; see `source.fitted_width`."""
 
 
 @dataclass(kw_only=True)
@@ -153,10 +154,13 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
         return f"is fed by {wide}, which {_call_problem(before)}"
     if not _acts_on_rows_alone(record, before):
         return f"is fed by {wide} through something that mixes rows or positions, as attention does"
-    axis = 1 if isinstance(layer, _CONVOLUTIONS) else -1
     if before.given.shape[:1] != record.leaf.shape[:1] or before.given.dim() != record.leaf.dim():
         return f"is fed by {wide}, which is given {tuple(before.given.shape)} for {tuple(record.leaf.shape)}"
-    return Feed(wide=wide, num_read=before.given.shape[axis])
+    if not isinstance(layer, _CONVOLUTIONS):
+        return Feed(wide=wide, num_read=before.given.shape[-1])
+    if before.given.dim() != layer.weight.dim():
+        return f"is fed by {wide}, which is given no batch; plan with one"
+    return Feed(wide=wide, num_read=fitted_width(before.given.shape, record.leaf.shape))
 
 
 def _call_problem(record: _Seen) -> str:

@@ -50,7 +50,7 @@ def is_graft_name(name: str) -> bool:
 class Span:
     """The part of a layer's features that one seed sees, and its turn among those that see the same."""
 
-    __slots__ = ("kind", "length", "slot", "start", "whole", "widens")
+    __slots__ = ("kind", "length", "num_read", "slot", "start", "whole", "widens")
 
     def __init__(self, site: Site, seed_idx: int) -> None:
         self.kind: SiteKind = site.signature.kind
@@ -58,6 +58,7 @@ class Span:
         self.slot, chunk = divmod(seed_idx, site.num_seeds)
         self.start = chunk * self.length
         self.whole = site.num_seeds == 1
+        self.num_read: int = site.signature.width_read
         self.widens = site.widens
         """The layer beside which it has new units; None: its block reads the features themselves."""
 

@@ -15,11 +15,24 @@ from torch import Tensor, nn
 
 from esper.contracts import SiteKind
 from esper.kasmina.expressivity import ExpressivityGap
-from esper.kasmina.rows import NUM_VARIANTS, ROWS_PER_SAMPLE, Rows, choose, features_last, inputs_of
+from esper.kasmina.rows import (
+    NUM_VARIANTS,
+    ROWS_PER_SAMPLE,
+    ROWS_PER_SAMPLE_FOR_GAIN,
+    Rows,
+    choose,
+    features_last,
+    inputs_of,
+    reach_of,
+    windows_of,
+)
 
 SAMPLES_KEPT = 8
 """Samples that are kept as they are. Of small batches the latest count, and statistics are computed at the
 end of an epoch only, as that costs more than a training step of a small layer."""
+
+SAMPLES_KEPT_FOR_GAIN = 64
+"""The same at places of new units; see `ROWS_PER_SAMPLE_FOR_GAIN`."""
 
 LARGE_BATCH = 8 * ROWS_PER_SAMPLE
 """Of batches with so many rows every sample counts: computing on a few rows costs little in comparison."""
@@ -54,7 +67,7 @@ class _Sample:
     of its number of rows makes the mean over rows of squared norms the mean over elements.
     """
     g: Tensor | None = None  # (R, D)
-    beside: Tensor | None = None  # (R, I), what new units of the layer before would read
+    beside: Tensor | None = None  # (R, X), what new units of the layer before would read
 
 
 class HealthSampler:
@@ -72,13 +85,16 @@ class HealthSampler:
         "_num_beside",
         "_num_samples",
         "_pull",
+        "_reach",
         "_rows",
         "_samples",
     )
 
-    def __init__(self, kind: SiteKind, layer: nn.Module, num_beside: int = 0) -> None:
+    def __init__(self, kind: SiteKind, layer: nn.Module, num_read: int = 0) -> None:
+        """`num_read` are the features that new units of the layer before would read; 0 elsewhere."""
         self._kind = kind
-        self._num_beside = num_beside
+        self._reach = reach_of(kind, num_read)
+        self._num_beside = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
         self._layer = layer
         self._num_samples = 0
         self._samples: list[_Sample] = []
@@ -90,14 +106,15 @@ class HealthSampler:
     def observe(self, h: Tensor, inputs: Tensor | None, beside: Tensor | None = None) -> None:
         """Keep some rows of the features `h` and of the `inputs` that the layer made them from.
 
-        With `num_beside`, of what is `beside` those too: what new units of the layer before would read.
+        With `num_read`, of what is `beside` those too: what new units of the layer before would read.
         Clones, since an operation after the layer may overwrite them.
         """
         values = features_last(h.detach(), self._kind)
-        rows = choose(tuple(values.shape[:-1]), h.device, self._num_samples % NUM_VARIANTS)
+        most = ROWS_PER_SAMPLE_FOR_GAIN if self._num_beside else ROWS_PER_SAMPLE
+        rows = choose(tuple(values.shape[:-1]), h.device, self._num_samples % NUM_VARIANTS, most)
         if rows.num_in_batch == 0:
             return
-        if len(self._samples) >= SAMPLES_KEPT:
+        if len(self._samples) >= (SAMPLES_KEPT_FOR_GAIN if self._num_beside else SAMPLES_KEPT):
             if rows.num_in_batch >= LARGE_BATCH:
                 self._fold()
             else:
@@ -107,7 +124,7 @@ class HealthSampler:
         if inputs is not None:
             made_from = inputs_of(self._layer, inputs.detach(), rows, values.shape[-1])
         scale = math.sqrt(rows.leading[0] * rows.num_in_batch)
-        read = None if beside is None else rows.of(features_last(beside.detach(), self._kind))
+        read = None if beside is None else windows_of(beside, self._kind, rows, self._reach)
         self._samples.append(_Sample(rows.of(values), made_from, scale, beside=read))
         self._rows = rows
 

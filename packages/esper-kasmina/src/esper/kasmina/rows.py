@@ -9,9 +9,11 @@ grouped convolutions), `C` inputs of one row within a group (with a 1 for the bi
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from esper.contracts import SiteKind
 from esper.kasmina.adapters import linear_inputs
@@ -19,11 +21,17 @@ from esper.kasmina.adapters import linear_inputs
 ROWS_PER_SAMPLE = 64
 """Rows are cheap to keep but cost when the statistics are computed; many samples of few rows tell more."""
 
+ROWS_PER_SAMPLE_FOR_GAIN = 512
+"""The same at places of new units: a gain is a small part of a gap, which few rows could not tell from chance."""
+
 NUM_VARIANTS = 8
 """Different choices of rows, taken in turn, so that all positions of an image are seen."""
 
 MAX_COLUMNS = 1024
 """Layers with more inputs to a row are left out: what is computed from them would take too much."""
+
+MAX_BESIDE = 256
+"""New channels would read positions around their own; so many numbers of them are looked at."""
 
 _SHUFFLED = 1 << 16
 """Up to so many rows are drawn without repetition; a repetition among more is rare."""
@@ -59,16 +67,18 @@ def features_last(values: Tensor, kind: SiteKind) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def choose(leading: tuple[int, ...], device: torch.device, variant: int) -> Rows:
-    """Return `ROWS_PER_SAMPLE` rows of a batch of this shape, or all if it has no more."""
+def choose(
+    leading: tuple[int, ...], device: torch.device, variant: int, most: int = ROWS_PER_SAMPLE
+) -> Rows:
+    """Return `most` rows of a batch of this shape, or all if it has no more."""
     total = torch.Size(leading).numel()
-    if total <= ROWS_PER_SAMPLE:
+    if total <= most:
         return Rows(leading, None)
     generator = torch.Generator().manual_seed(variant)
     if total <= _SHUFFLED:
-        flat = torch.randperm(total, generator=generator)[:ROWS_PER_SAMPLE]
+        flat = torch.randperm(total, generator=generator)[:most]
     else:
-        flat = torch.randint(total, (ROWS_PER_SAMPLE,), generator=generator)
+        flat = torch.randint(total, (most,), generator=generator)
     return Rows(leading, tuple(index.to(device) for index in _unravel(flat, leading)))
 
 
@@ -98,6 +108,33 @@ def inputs_of(layer: nn.Module, inputs: Tensor, rows: Rows, features: int) -> Te
     if layer.bias is None:
         return picked
     return torch.cat([picked, picked.new_ones(*picked.shape[:2], 1)], dim=2)
+
+
+def reach_of(kind: SiteKind, features: int) -> int:
+    """Return how many positions around its own a row of `windows_of` covers on each side."""
+    sizes = (2, 1) if kind.is_channels else ()
+    num_axes = kind.num_dims - 2
+    return next((r for r in sizes if features * (2 * r + 1) ** num_axes <= MAX_BESIDE), 0)
+
+
+def windows_of(values: Tensor, kind: SiteKind, rows: Rows, reach: int) -> Tensor:
+    """Return these rows of `values`, with those at the positions around each: a copy `(R, X)`.
+
+    `X` is `D` times `2 * reach + 1` along each axis of positions, and zero beyond the edges.
+    """
+    last = features_last(values.detach(), kind)
+    if not reach:
+        return rows.of(last)
+    axes = range(1, last.dim() - 1)
+    padded = functional.pad(last, (0, 0) + (reach, reach) * len(axes))
+    shifts = product(range(2 * reach + 1), repeat=len(axes))
+    parts: list[Tensor] = []
+    for shift in shifts:
+        part = padded
+        for axis, start in zip(axes, shift, strict=True):
+            part = part.narrow(axis, start, last.shape[axis])
+        parts.append(rows.of(part))
+    return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

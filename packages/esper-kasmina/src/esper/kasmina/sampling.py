@@ -106,4 +106,4 @@ def _hook(layer: nn.Module, seeds: Sequence[Seed]) -> SiteHook:
     wider = next((seed for seed in seeds if seed.beside is not None), None)
     if wider is None or wider.beside is None:
         return SiteHook(layer, seeds)
-    return SiteHook(layer, seeds, Source(wider.beside, wider.span.kind))
+    return SiteHook(layer, seeds, Source(wider.beside, wider.span.kind, wider.span.num_read))

@@ -158,7 +158,7 @@ class Seed:
     def make_sampler(self) -> HealthSampler:
         """Return an empty sampler for its site."""
         return HealthSampler(
-            self.site.signature.kind, self.layer, num_beside=self.site.signature.inputs or 0
+            self.site.signature.kind, self.layer, num_read=self.site.signature.inputs or 0
         )
 
     def after_step(self) -> None:

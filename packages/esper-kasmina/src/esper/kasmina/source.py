@@ -6,6 +6,7 @@ site asks a `Source`, which is a forward pre-hook on A, in place only while B's 
 Shapes: `x` what A is given, `(…, I)` or `(B, I, …)`; `h` the features that B gives, `(…, D)` or `(B, D, …)`.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from esper.contracts import HostError, SiteKind
 class Source:
     """Remembers what `layer` was given until it is taken, once in each forward pass."""
 
-    def __init__(self, layer: nn.Module, kind: SiteKind) -> None:
+    def __init__(self, layer: nn.Module, kind: SiteKind, num_read: int) -> None:
         self._layer = layer
         self._kind = kind
+        self._num_read = num_read
         self._given: Tensor | None = None
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG002
@@ -27,7 +29,7 @@ class Source:
         self._given = args[0] if args and isinstance(args[0], Tensor) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_layer": self._layer, "_kind": self._kind, "_given": None}
+        return self.__dict__ | {"_given": None}
 
     def settle(self, *, needed: bool) -> None:
         """Be on the layer exactly while needed."""
@@ -46,10 +48,10 @@ class Source:
         return given
 
     def fitted(self, given: Tensor | None, h: Tensor) -> Tensor:
-        """Return `given` at the positions of `h`: where those are fewer, averaged over the ones around.
+        """Return what new units read of `given` at the positions of `h`; see `fitted_width`.
 
         Raises:
-            HostError: if nothing was given, or what was given does not belong to `h`.
+            HostError: if nothing was given.
 
         """
         if given is None:
@@ -60,7 +62,43 @@ class Source:
         num_axes = self._kind.num_dims - 2
         if not self._kind.is_channels or given.shape[-num_axes:] == h.shape[-num_axes:]:
             return given
-        return _POOLS[num_axes](given, list(h.shape[-num_axes:]))
+        positions = list(h.shape[-num_axes:])
+        factor = self._num_read // given.shape[-num_axes - 1]
+        if factor == 1:
+            return _POOLS[num_axes](given, positions)
+        return _side_by_side(given, positions, round(factor ** (1 / num_axes)))
+
+
+MOST_SIDE_BY_SIDE = 4
+"""Positions along an axis that new channels read side by side; of more they read the average."""
+
+
+def fitted_width(given: Sequence[int], h: Sequence[int]) -> int:
+    """Return how many features new channels read of `given` `(B, I, …)` at each position of `h` `(B, D, …)`.
+
+    Where a stride or a pooling comes between, so that along each axis the same number of positions become
+    one, all of them are read side by side, as more channels; otherwise the average around each position is.
+    """
+    ratios = {round(n / m) for n, m in zip(given[2:], h[2:], strict=True)}
+    if len(ratios) != 1:
+        return given[1]
+    (ratio,) = ratios
+    return given[1] * ratio ** len(given[2:]) if 1 < ratio <= MOST_SIDE_BY_SIDE else given[1]
+
+
+def _side_by_side(given: Tensor, positions: Sequence[int], ratio: int) -> Tensor:
+    """Return `given` `(…, I, n, …)` as `(…, I * ratio * …, m, …)` for `m` positions, cut or padded to fit."""
+    num_axes = len(positions)
+    first = given.dim() - num_axes
+    padding: list[int] = []
+    for n, m in zip(given.shape[first:], positions, strict=True):
+        padding = [0, m * ratio - n, *padding]  # of the last axis first
+    split = functional.pad(given, padding)
+    for axis, m in enumerate(positions):
+        split = split.unflatten(first + 2 * axis, (m, ratio))  # (…, I, m, ratio, …)
+    before = list(range(first))
+    order = [*before, *range(first + 1, split.dim(), 2), *range(first, split.dim(), 2)]
+    return split.permute(order).flatten(first - 1, first - 1 + num_axes)
 
 
 _POOLS = {

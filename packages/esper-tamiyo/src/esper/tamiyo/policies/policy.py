@@ -71,8 +71,9 @@ class Observation:
 
     @cached_property
     def largest_gap(self) -> float:
-        """The largest expressivity gap of all sites; 0 where none is known."""
-        gaps = (signal.expressivity_gap for signal in self.health)
+        """The largest expressivity gap of all sites for blocks; 0 where none is known."""
+        wider = {site.layer_id for site in self.sites if site.widens is not None}
+        gaps = (s.expressivity_gap for s in self.health if s.layer_id not in wider)
         return max((gap for gap in gaps if gap is not None and math.isfinite(gap)), default=0.0)
 
 

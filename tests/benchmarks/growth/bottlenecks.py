@@ -1,0 +1,215 @@
+"""Does growth land where a host is too narrow? One layer in turn is planted narrow, and the policy decides.
+
+    uv run python tests/benchmarks/growth/bottlenecks.py --seeds 5
+
+Each host trains for two epochs of 400 steps with the default sampling of health; then the policy makes its
+first choice among all blocks at all layers and all new units beside all layers. A hit is new units beside
+the narrow layer, which has an eighth of its width.
+"""
+
+import argparse
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from problems import CONTEXT, Attention, Embedding, Problem, Residual, conv, language_model
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from esper.kasmina import wrap
+from esper.tamiyo import AtRandom, Chance, Gap, Periodic, Policy, Tamiyo
+
+NARROW = 8
+"""The planted layer has this part of its width."""
+
+STEPS_PER_EPOCH = 400
+FIRST_EPOCH = 1
+EPOCHS = 20
+LEARNING_RATE = 2e-3
+
+POLICIES: Mapping[str, Callable[[int], Policy]] = {
+    "gap": lambda _: Gap(timing=Periodic(first_epoch=FIRST_EPOCH)),
+    "random": lambda seed: Chance(seed=seed, timing=AtRandom(chance=1.0, seed=seed)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Hosts that are alike but for the place of the narrow layer."""
+
+    build: Callable[[int], nn.Module]
+    """Returns the host in which the layer of this number is narrow."""
+    narrow: Callable[[int], str]
+    """Returns the name of that layer."""
+    num_places: int
+    problem: Callable[[], Problem] = conv
+
+
+def _widths(place: int, width: int, num_layers: int) -> list[int]:
+    return [width // NARROW if number == place else width for number in range(num_layers)]
+
+
+def plain_mlp(place: int, norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
+    """Return four hidden layers of 64 and a head: (B, 40) → (B, 10)."""
+    layers: list[nn.Module] = []
+    before = 40
+    for width in _widths(place, 64, 4):
+        layers += [nn.Linear(before, width), norm(width) if norm else nn.Identity(), nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers, nn.Linear(before, 10))
+
+
+def conv_net(place: int) -> nn.Module:
+    """Return four convolutions of 16 channels and a head: (B, 40) → (B, 10); the last one is never narrow.
+
+    What is between it and the head flattens positions, where no new channels are offered.
+    """
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 40))]
+    before = 1
+    for number, width in enumerate(_widths(place, 16, 4)):
+        stride = 2 if number % 2 else 1
+        layers += [nn.Conv1d(before, width, 5, padding=2, stride=stride), nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * 10, 10))
+
+
+class Mlp(nn.Module):
+    """A pre-norm residual MLP: (…, D) → (…, D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return features."""
+        return h + self.down(nn.functional.gelu(self.up(self.norm(h))))
+
+
+def residual_net(place: int) -> nn.Module:
+    """Return four residual MLPs of 64 with 128 hidden units: (B, 40) → (B, 10)."""
+    blocks = [Mlp(64, hidden) for hidden in _widths(place, 128, 4)]
+    return nn.Sequential(nn.Linear(40, 64), *blocks, nn.LayerNorm(64), nn.Linear(64, 10))
+
+
+class Transformer(nn.Module):
+    """Three blocks with MLPs of 384 hidden units: (B, T) → (B, T, number of tokens)."""
+
+    def __init__(self, place: int, width: int = 96) -> None:
+        super().__init__()
+        num_tokens = _num_tokens()
+        self.embed = Embedding(num_tokens)
+        blocks: list[nn.Module] = []
+        for hidden in _widths(place, 4 * width, 3):
+            blocks += [Residual(Attention(width)), Mlp(width, hidden)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, num_tokens)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits."""
+        return self.head(self.norm(self.blocks(self.embed(tokens))))
+
+
+@cache
+def _num_tokens() -> int:
+    inputs, _ = language_model().validation
+    assert inputs.shape[1] == CONTEXT
+    return 1 + int(inputs.max())
+
+
+FAMILIES: Mapping[str, Family] = {
+    "plain MLP": Family(build=plain_mlp, narrow=lambda n: f"{3 * n}", num_places=4),
+    "MLP, LayerNorm": Family(
+        build=lambda n: plain_mlp(n, nn.LayerNorm), narrow=lambda n: f"{3 * n}", num_places=4
+    ),
+    "MLP, BatchNorm": Family(
+        build=lambda n: plain_mlp(n, nn.BatchNorm1d), narrow=lambda n: f"{3 * n}", num_places=4
+    ),
+    "conv net": Family(build=conv_net, narrow=lambda n: f"{1 + 2 * n}", num_places=3),
+    "residual net": Family(build=residual_net, narrow=lambda n: f"{1 + n}.up", num_places=4),
+    "transformer": Family(
+        build=Transformer,
+        narrow=lambda n: f"blocks.{2 * n + 1}.up",
+        num_places=3,
+        problem=language_model,
+    ),
+}
+
+
+def first_growth(family: Family, place: int, seed: int, policy: Policy) -> str | None:
+    """Return the layer beside which the policy grows first; None if it grows something else."""
+    torch.manual_seed(seed)
+    problem = family.problem()
+    model = family.build(place)
+    generator = torch.Generator().manual_seed(seed)
+    bed = wrap(model, example=problem.batch(generator)[0][:8], widen=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    with Tamiyo(bed, optimizer, policy=policy, epochs=EPOCHS) as tamiyo:
+        for _ in range(EPOCHS):
+            for _ in range(STEPS_PER_EPOCH):
+                inputs, targets = problem.batch(generator)
+                loss = problem.loss_of(model(inputs), targets).mean()
+                optimizer.zero_grad()
+                loss.backward()  # pyright: ignore[reportUnknownMemberType]
+                optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+            packet = tamiyo.end_epoch(val_loss=float(loss.detach()))  # pyright: ignore[reportPossiblyUnboundVariable]
+            for decision in packet.decisions:
+                if decision.seed_id is not None:
+                    return bed.sites[decision.seed_id[0]].widens
+    return None
+
+
+def hits(name: str, place: int, seed: int, policy: str) -> bool:
+    """Tell whether a policy's first growth lands on the narrow layer."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    family = FAMILIES[name]
+    return first_growth(family, place, seed, POLICIES[policy](seed)) == family.narrow(place)
+
+
+def main() -> None:
+    """Try every place in every family, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    names: list[str] = arguments.families
+    policies: list[str] = arguments.policies
+    wanted = [
+        (name, place, seed, policy)
+        for name in names
+        for place in range(FAMILIES[name].num_places)
+        for seed in range(arguments.seeds)
+        for policy in policies
+    ]
+    found: Counter[tuple[str, str]] = Counter()
+    runs = Counter((name, policy) for name, _, _, policy in wanted)
+    random.Random(0).shuffle(wanted)  # so that the bar is about right
+    with Progress() as progress, ProcessPoolExecutor(arguments.processes) as processes:
+        shown = progress.add_task("hosts", total=len(wanted))
+        running = {processes.submit(hits, *each): each for each in wanted}
+        for finished in as_completed(running):
+            name, _, _, policy = running[finished]
+            found[name, policy] += finished.result()
+            progress.advance(shown)
+    print(f"| hosts | places | {' | '.join(policies)} |")
+    print("|" + "---|" * (2 + len(policies)))
+    for name in names:
+        shares = (f"{found[name, p]} of {runs[name, p]}" for p in policies)
+        print(f"| {name} | {FAMILIES[name].num_places} | {' | '.join(shares)} |")
+
+
+if __name__ == "__main__":
+    main()
