@@ -208,11 +208,7 @@ def admit(
     crucible = Crucible()
     bed.trust(crucible.public_key)
     wanted = bed.sites[site].signature
-    ir = (
-        blueprint(name)
-        if name
-        else next(ir for ir in bed.blueprints if ir.fits(wanted))
-    )
+    ir = blueprint(name) if name else next(ir for ir in bed.blueprints if ir.fits(wanted))
     kernel, blob = crucible.kernel(ir, wanted.model_copy(update={"kind": ir.kind}), change)
     bed.admit(kernel, blob)
     return kernel.kernel_id

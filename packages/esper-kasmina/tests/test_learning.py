@@ -30,7 +30,12 @@ SHAPES = {
 
 def make(name: str = "residual_mlp", *, dtype: Any = "float32", features: int = 8) -> Block:
     ir = blueprint(name)
-    block = build_block(ir, KernelSignature(kind=ir.kind, features=features, inputs=features if ir.widens else None, dtype=dtype))
+    block = build_block(
+        ir,
+        KernelSignature(
+            kind=ir.kind, features=features, inputs=features if ir.widens else None, dtype=dtype
+        ),
+    )
     initialise_block(block, torch.Generator().manual_seed(0))
     return block
 
@@ -201,7 +206,9 @@ def test_weights_that_are_not_finite_are_a_failure_even_if_the_loss_does_not_sho
         OperatorNode(name="down", op="linear", inputs=("act",), params={"out": "D"}),
     )
     ir = BlueprintIR(name="plain", kind=SiteKind.FEATURES, nodes=nodes)
-    block = build_block(ir, KernelSignature(kind=ir.kind, features=8, inputs=8 if ir.widens else None))
+    block = build_block(
+        ir, KernelSignature(kind=ir.kind, features=8, inputs=8 if ir.widens else None)
+    )
     with torch.no_grad():
         block.get_submodule("node_up").get_parameter("bias")[0] = -math.inf
     learner = Learner(block, seed=1)
@@ -287,7 +294,10 @@ def test_what_was_observed_may_be_overwritten() -> None:
 def test_a_block_without_weights_has_nothing_to_learn() -> None:
     node = OperatorNode(name="act", op="relu", inputs=("input",))
     ir = BlueprintIR(name="bare", kind=SiteKind.FEATURES, nodes=(node,))
-    learner = Learner(build_block(ir, KernelSignature(kind=ir.kind, features=8, inputs=8 if ir.widens else None)), seed=1)
+    learner = Learner(
+        build_block(ir, KernelSignature(kind=ir.kind, features=8, inputs=8 if ir.widens else None)),
+        seed=1,
+    )
     teach(learner, Task(SiteKind.FEATURES), 2)
     assert (learner.num_steps, learner.failure) == (0, None)
 

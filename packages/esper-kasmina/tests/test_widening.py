@@ -111,6 +111,10 @@ def live(bed: Bed, optimizer: torch.optim.Optimizer, x: Tensor, steps: int) -> N
         optimizer.step()
 
 
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
 def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
     model = nn.Sequential(nn.Linear(5, 8), Norm(), nn.Dropout(), nn.Linear(8, 6), nn.Linear(6, 3))
     found = plan(model, example=random(4, 5), widen=True)
@@ -130,7 +134,11 @@ def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
     ("make", "x", "reason"),
     [
         (lambda: nn.Linear(6, 3), X, "fed by the model's input"),
-        (lambda: nn.Sequential(Norm(), nn.Linear(8, 3)), random(4, 8), "fed by 0.down and the model"),
+        (
+            lambda: nn.Sequential(Norm(), nn.Linear(8, 3)),
+            random(4, 8),
+            "fed by 0.down and the model",
+        ),
         (Attentive, random(4, 5, 8), "fed by values through something that mixes rows"),
         (ByName, random(4, 8), "fed by first, which is not called with one tensor"),
         (cnn, IMAGES, "fed by 4, a Conv2d; widening needs two layers of one type"),
@@ -146,7 +154,9 @@ def test_where_nothing_can_be_wider_the_plan_says_why(
 ) -> None:
     model = nn.Sequential(make()) if isinstance(model := make(), nn.Linear) else model
     refused = plan(model, example=x, widen=True).refused
-    assert any(reason in line and "nothing can be wider before" in line for line in refused), refused
+    assert any(reason in line and "nothing can be wider before" in line for line in refused), (
+        refused
+    )
 
 
 def test_a_layer_that_is_called_twice_is_not_widened() -> None:
@@ -311,14 +321,19 @@ def test_culling_puts_everything_back() -> None:
     live(bed, optimizer, X, 2)
     before = copy.deepcopy([bed.model.state_dict(), optimizer.state_dict()])
     site = site_of(bed, "3")
-    grow(bed, TO_GRAFTING, site=site, between=lambda s: live(bed, optimizer, X, 2 * (s is S.GRAFTING)))
+    grow(
+        bed,
+        TO_GRAFTING,
+        site=site,
+        between=lambda s: live(bed, optimizer, X, 2 * (s is S.GRAFTING)),
+    )
     order(bed, S.CULLED, seed_id=(site, 0))
     after = [bed.model.state_dict(), optimizer.state_dict()]
     assert str(after) == str(before)
     assert not any(m._forward_pre_hooks for m in bed.model.modules())  # pyright: ignore[reportPrivateUsage]
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_are_as_wide_and_go_their_own_way(
     duplicate: Callable[[nn.Module], nn.Module],
 ) -> None:

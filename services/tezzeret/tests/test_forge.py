@@ -130,6 +130,8 @@ def test_a_design_that_does_not_fit_the_signature_is_refused_with_the_reason(
 @pytest.mark.parametrize("ir", builtin_blueprints(), ids=lambda ir: ir.name)
 def test_every_built_in_design_can_be_forged_at_any_usual_width(ir: BlueprintIR) -> None:
     for features in (1, 3, 16, 64):
-        signature = KernelSignature(kind=ir.kind, features=features, inputs=features if ir.widens else None)
+        signature = KernelSignature(
+            kind=ir.kind, features=features, inputs=features if ir.widens else None
+        )
         kernel, blob = forge_kernel(Blueprint.from_ir(ir), signature)
         assert unpack_kernel(blob).signature == kernel.signature

@@ -7,6 +7,9 @@ first choice among all blocks at all layers and all new units beside all layers.
 the narrow layer, which has an eighth of its width.
 """
 
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false
+
 import argparse
 import logging
 import os
@@ -160,11 +163,20 @@ def first_growth(family: Family, place: int, seed: int, policy: Policy) -> str |
                 optimizer.zero_grad()
                 loss.backward()  # pyright: ignore[reportUnknownMemberType]
                 optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-            packet = tamiyo.end_epoch(val_loss=float(loss.detach()))  # pyright: ignore[reportPossiblyUnboundVariable]
+            packet = tamiyo.end_epoch(val_loss=_validation_loss(model, problem))
             for decision in packet.decisions:
                 if decision.seed_id is not None:
                     return bed.sites[decision.seed_id[0]].widens
     return None
+
+
+def _validation_loss(model: nn.Module, problem: Problem) -> float:
+    model.eval()
+    with torch.no_grad():
+        inputs, targets = problem.validation
+        loss = problem.loss_of(model(inputs), targets).mean().item()
+    model.train()
+    return loss
 
 
 def hits(name: str, place: int, seed: int, policy: str) -> bool:

@@ -74,8 +74,8 @@ class BlueprintIR(Contract):
     """A block `f` whose output has the shape of the features at a site of its kind, as a small graph.
 
     Nodes are in order of evaluation; the last one is the output. The graft adds it to the host's
-    features as `h + alpha * f(h)`, that of a widening as `h + alpha * f(x)`. A block is the identity at birth when its last layer has
-    `init="zeros"`; the crucible measures that and rejects others.
+    features as `h + alpha * f(h)`, that of a widening as `h + alpha * f(x)`. A block is the identity at
+    birth when its last layer has `init="zeros"`; the crucible measures that and rejects others.
     """
 
     ir_version: Literal[1] = 1

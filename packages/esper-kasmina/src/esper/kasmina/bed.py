@@ -85,12 +85,9 @@ class Bed:
     @property
     def blueprints(self) -> Sequence[BlueprintIR]:
         """The built-in designs and the user's own that fit at least one of the sites."""
-        signatures = {site.signature for site in self.sites}
-        return tuple(
-            ir
-            for ir in (*builtin_blueprints(), *self._own_blueprints)
-            if any(ir.fits(signature) for signature in signatures)
-        )
+        signatures = {site.signature.key: site.signature for site in self.sites}.values()
+        designs = (*builtin_blueprints(), *self._own_blueprints)
+        return tuple(ir for ir in designs if any(ir.fits(each) for each in signatures))
 
     @property
     def step(self) -> int:

@@ -25,6 +25,7 @@ from esper.kasmina.undo import RandomState
 INPUT = "the model's input"
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def feeds(
 def _is_cut(layer: nn.Module) -> bool:
     """Tell whether a layer's output is a place to look back to: layers that mix features, not norms."""
     known = adapter_of(type(layer)).kind is not None
-    return known and not isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+    return known and not isinstance(layer, _NORMS)
 
 
 def _run(twin: nn.Module, example: Example, leaves: dict[int, str]) -> None:

@@ -188,7 +188,9 @@ class HealthSampler:
             return
         new = _Features.over(torch.cat([_double(sample.h) for sample in samples]))
         self._features = new if self._features is None else self._features.with_more(new)
-        pulled = [(self._regressors(s), -s.scale * _double(s.g)) for s in samples if s.g is not None]
+        pulled = [
+            (self._regressors(s), -s.scale * _double(s.g)) for s in samples if s.g is not None
+        ]
         if not pulled:
             return
         pull = _Pull.over(torch.cat([wanted for _, wanted in pulled]))

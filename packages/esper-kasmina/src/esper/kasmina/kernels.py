@@ -77,7 +77,7 @@ class Block(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the graph to what the block reads; the result has the shape of its input, with `D` features."""
+        """Apply the graph to what the block reads: `D` features for each row or position of it."""
         values = {INPUT: x}
         result = x
         for name, op, inputs in self.table:

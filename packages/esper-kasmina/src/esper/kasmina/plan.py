@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -185,9 +184,7 @@ class _Survey:
         # Left out where it is the default: one field less costs 500 bytes less.
         depth = {"depth": self._depth} if self._depth > 1 else {}
         chunks = {"num_seeds": self._chunks} if self._chunks > 1 else {}
-        places = [
-            (name, {"signature": verdicts[name], **chunks}, name) for name in usable
-        ] + [
+        places = [(name, {"signature": verdicts[name], **chunks}, name) for name in usable] + [
             (name, {"signature": signature, "widens": wide}, wide)
             for name, (wide, signature) in wider.items()
         ]
@@ -209,7 +206,10 @@ class _Survey:
             problems=tuple(problems),
             refused=(
                 *(f"{name} {reason}" for name, reason in refused.items()),
-                *(f"nothing can be wider before {name}: it {why}" for name, why in not_wider.items()),
+                *(
+                    f"nothing can be wider before {name}: it {why}"
+                    for name, why in not_wider.items()
+                ),
             ),
         )
 

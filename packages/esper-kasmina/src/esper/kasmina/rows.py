@@ -22,7 +22,7 @@ ROWS_PER_SAMPLE = 64
 """Rows are cheap to keep but cost when the statistics are computed; many samples of few rows tell more."""
 
 ROWS_PER_SAMPLE_FOR_GAIN = 512
-"""The same at places of new units: a gain is a small part of a gap, which few rows could not tell from chance."""
+"""The same at places of new units: a gain is a small part of a gap, and few rows leave it to chance."""
 
 NUM_VARIANTS = 8
 """Different choices of rows, taken in turn, so that all positions of an image are seen."""

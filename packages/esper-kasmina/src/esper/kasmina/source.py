@@ -6,7 +6,7 @@ site asks a `Source`, which is a forward pre-hook on A, in place only while B's 
 Shapes: `x` what A is given, `(…, I)` or `(B, I, …)`; `h` the features that B gives, `(…, D)` or `(B, D, …)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -93,15 +93,17 @@ def _side_by_side(given: Tensor, positions: Sequence[int], ratio: int) -> Tensor
     padding: list[int] = []
     for n, m in zip(given.shape[first:], positions, strict=True):
         padding = [0, m * ratio - n, *padding]  # of the last axis first
-    split = functional.pad(given, padding)
+    split: Tensor = functional.pad(given, padding)
     for axis, m in enumerate(positions):
-        split = split.unflatten(first + 2 * axis, (m, ratio))  # (…, I, m, ratio, …)
+        shape = list(split.shape)
+        at = first + 2 * axis
+        split = split.reshape(*shape[:at], m, ratio, *shape[at + 1 :])  # (…, I, m, ratio, …)
     before = list(range(first))
     order = [*before, *range(first + 1, split.dim(), 2), *range(first, split.dim(), 2)]
     return split.permute(order).flatten(first - 1, first - 1 + num_axes)
 
 
-_POOLS = {
+_POOLS: Mapping[int, Callable[[Tensor, Any], Tensor]] = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,

@@ -127,7 +127,10 @@ def check_designs(blueprints: Sequence[BlueprintIR], sites: Sequence[Site]) -> N
             what = "widens a layer at" if ir.widens else "is for"
             raise BlueprintError(
                 f"blueprint {ir.name!r} {what} {ir.kind} sites; this host's sites take: "
-                + (", ".join(sorted(kinds)) or "no such designs; wrap(…, widen=True) makes places for them")
+                + (
+                    ", ".join(sorted(kinds))
+                    or "no such designs; wrap(…, widen=True) makes places for them"
+                )
             )
         for site in fitting:
             try:

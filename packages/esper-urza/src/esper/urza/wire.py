@@ -99,7 +99,9 @@ class KernelSearch(Contract):
 
     def query(self) -> KernelQuery:
         """Return what is asked for. Raises `ConfigError` for half a signature."""
-        fields = self.model_dump(exclude={"kind", "features", "inputs", "dtype", "device", "status"})
+        fields = self.model_dump(
+            exclude={"kind", "features", "inputs", "dtype", "device", "status"}
+        )
         if (self.kind is None) != (self.features is None):
             raise ConfigError("kind and features belong together: a kernel is built for both")
         if self.inputs is not None and self.kind is None:
