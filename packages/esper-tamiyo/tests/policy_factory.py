@@ -17,12 +17,17 @@ FALLING = [2.0, 1.5, 1.0, 0.7, 0.4]
 STALLED = [2.0, 1.5, 1.4, 1.39, 1.38]
 
 
-def site(layer_id: int, *, depth: int = 1, chunks: int = 1) -> Site:
+WIDER = SIGNATURE.model_copy(update={"inputs": 4})
+"""What new units of a layer are built for."""
+
+
+def site(layer_id: int, *, depth: int = 1, chunks: int = 1, widens: str | None = None) -> Site:
     return Site(
         layer_id=layer_id,
         name=f"layer{layer_id}",
         module_type="Linear",
-        signature=SIGNATURE,
+        signature=SIGNATURE if widens is None else WIDER,
+        widens=widens,
         depth=depth,
         num_seeds=chunks,
     )
@@ -44,12 +49,14 @@ def seed(
     )
 
 
-def kernel(number: int, *, num_parameters: int = 100) -> CompiledKernelArtifact:
+def kernel(
+    number: int, *, num_parameters: int = 100, signature: KernelSignature = SIGNATURE
+) -> CompiledKernelArtifact:
     return CompiledKernelArtifact(
         kernel_id=f"{number:064x}",
         blueprint_id="b" * 64,
         blueprint_name=f"block{number}",
-        signature=SIGNATURE,
+        signature=signature,
         size_bytes=1,
         num_parameters=num_parameters,
     )
@@ -95,7 +102,7 @@ def culled(layer_id: int, number: int) -> FieldReport:
     )
 
 
-def healthy(layer_id: int, *, gap: float | None) -> HealthSignal:
+def healthy(layer_id: int, *, gap: float | None, gain: float | None = None) -> HealthSignal:
     return HealthSignal(
         layer_id=layer_id,
         seed_id=0,
@@ -105,5 +112,6 @@ def healthy(layer_id: int, *, gap: float | None) -> HealthSignal:
         dead_neuron_ratio=0.0,
         avg_correlation=0.0,
         expressivity_gap=gap,
+        expressivity_gain=gain,
         num_rows=100,
     )

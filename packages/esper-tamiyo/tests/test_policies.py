@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_factory import FALLING, STALLED, healthy, kernel, observation, seed, site
+from policy_factory import FALLING, STALLED, WIDER, healthy, kernel, observation, seed, site
 
 from esper.contracts import (
     Action,
@@ -15,6 +15,7 @@ from esper.contracts import (
     Candidate,
     ConfigError,
     EventLog,
+    HealthSignal,
     NotFoundError,
     SeedState,
     SystemStatePacket,
@@ -28,6 +29,7 @@ from esper.tamiyo import (
     Heuristic,
     LossSlope,
     Never,
+    Observation,
     Periodic,
     Policy,
     Scripted,
@@ -89,6 +91,58 @@ def test_the_gap_decides_between_equal_positions_and_yields_to_the_input_side() 
     by_position = Gap(timing=ALWAYS).propose(even).chosen
     assert by_position is not None
     assert by_position.site == "layer0"
+
+
+def with_units(*health: HealthSignal) -> Observation:
+    """Return what a policy sees of two layers for blocks, and two that may become wider."""
+    return observation(
+        STALLED,
+        sites=[site(0), site(1, widens="layer0"), site(2), site(3, widens="layer2")],
+        seeds=[seed(index) for index in range(4)],
+        kernels=[kernel(1), kernel(2, num_parameters=50, signature=WIDER)],
+        health=list(health),
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ((0.02, 0.1), "layer3"),  # 1 % of a gap of 2 is less than 5 % of one of 2
+        ((0.02, -0.1), "layer1"),
+        ((-0.02, -0.1), "layer0"),  # no bottleneck: a block, on the input side
+        ((None, None), "layer0"),
+        ((math.nan, math.inf), "layer0"),
+    ],
+)
+def test_a_bottleneck_becomes_wider_before_anything_else_grows(
+    gains: tuple[float | None, float | None], chosen: str
+) -> None:
+    first, second = gains
+    seen = with_units(
+        healthy(0, gap=5.0),
+        healthy(1, gap=2.0, gain=first),
+        healthy(2, gap=9.0),
+        healthy(3, gap=2.0, gain=second),
+    )
+    proposal = Gap(timing=ALWAYS).propose(seen)
+    assert proposal.chosen is not None
+    assert proposal.chosen.site == chosen
+    assert seen.largest_gap == 9.0
+    assert len(proposal.candidates) == 4
+    assert all(math.isfinite(each.score) for each in proposal.candidates)
+
+
+def test_where_there_is_nothing_else_the_narrowest_layer_becomes_wider() -> None:
+    seen = observation(
+        STALLED,
+        sites=[site(0, widens="a"), site(1, widens="b")],
+        kernels=[kernel(1, signature=WIDER)],
+        health=[healthy(0, gap=1.0, gain=-0.3), healthy(1, gap=2.0, gain=-0.1)],
+    )
+    proposal = Gap(timing=ALWAYS).propose(seen)
+    assert proposal.chosen is not None
+    assert proposal.chosen.site == "layer1"
+    assert proposal.chosen.numbers["gain_share"] == pytest.approx(-0.05)
 
 
 def test_periodic_growth_is_early_and_regular() -> None:

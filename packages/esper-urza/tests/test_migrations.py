@@ -304,7 +304,7 @@ def _assert_migrated_once(url: str) -> None:
     try:
         with engine.connect() as connection:
             revisions = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
-            assert revisions.scalars().all() == ["0004"]
+            assert revisions.scalars().all() == ["0005"]
         assert set(_described(engine)) == {table.name for table in _tables(engine)}
     finally:
         engine.dispose()
