@@ -14,6 +14,10 @@ from esper.kasmina.graft import SiteHook
 from esper.kasmina.seed import Seed
 from esper.kasmina.source import Source
 
+CLOSE_SAMPLES, CLOSER = 64, 8
+"""Where layers can become wider, the first so many samples come so many times as often: what is narrow shows
+early in training, and early is when growth pays."""
+
 
 class Sampling:
     """Arms every site for one step: the second of each epoch, and every n-th from there on.
@@ -30,6 +34,7 @@ class Sampling:
         self._every_steps = every_steps
         self._eagerly = compiled_steps_run_eagerly
         self._countdown = 0
+        self._close_samples = CLOSE_SAMPLES if any(seed.beside for seed in seeds) else 0
         self._armed = False
         self._hooks: dict[nn.Module, SiteHook] = {}
         self._complete = False
@@ -58,6 +63,9 @@ class Sampling:
         self._countdown -= 1
         if self._countdown <= 0:
             self._countdown = self._every_steps
+            if self._close_samples:
+                self._close_samples -= 1
+                self._countdown = max(1, self._every_steps // CLOSER)
             self._arm()
 
     def stop(self) -> None:
@@ -73,12 +81,17 @@ class Sampling:
 
     def state_dict(self) -> dict[str, Any]:
         """Return which steps will be looked at."""
-        return {"countdown": self._countdown, "is_armed": self._armed}
+        return {
+            "countdown": self._countdown,
+            "is_armed": self._armed,
+            "close_samples": self._close_samples,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.stop()
         self._countdown = state["countdown"]
+        self._close_samples = state.get("close_samples", 0)
         if state["is_armed"]:
             self._arm()
 

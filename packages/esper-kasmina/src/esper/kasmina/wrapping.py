@@ -50,7 +50,8 @@ def wrap(
         widen: whether layers can also become wider; see `plan`.
         blueprints: designs of your own to grow with, beside the built-in ones.
         stages: how long the stages of a seed's life last.
-        sample_every_steps: health is sampled in one of so many training steps; None: never.
+        sample_every_steps: health is sampled in one of so many training steps; None: never. With
+            `widen` the first 64 samples come eight times as often.
         sample_compiled: under `torch.compile` no Python runs between the kernels and health cannot be
             sampled; with this, sampled steps run uncompiled.
 
