@@ -37,7 +37,7 @@ def test_help_teaches_with_examples_and_defaults() -> None:
     [
         (
             ["--policy", "oracle"],
-            "unknown policy 'oracle'; there are heuristic, gap, random, never",
+            "unknown policy 'oracle'; there are gap, heuristic, random, never",
         ),
         (["--task", "digit"], "unknown task 'digit'; there are digits, mnist1d"),
         (["--host", "vgg"], "unknown host 'vgg'; there are mlp, cnn"),

@@ -153,7 +153,8 @@ def test_periodic_growth_is_early_and_regular() -> None:
         if timing.due(observation([1.0] * (epoch + 1), epochs_left=19 - epoch)).now
     ]
     assert due == [1, 4, 7]
-    assert timing.due(observation([1.0] * 11, epochs_left=None)).now
+    assert timing.due(observation([1.0] * 20, epochs_left=None)).now
+    assert not timing.due(observation([1.0] * 23, epochs_left=None)).now
 
 
 def test_a_slope_is_due_when_the_loss_has_flattened() -> None:

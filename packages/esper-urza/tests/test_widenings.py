@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
 from esper.contracts import (
     BlueprintIR,
@@ -70,9 +71,9 @@ def test_kernels_are_found_by_what_they_read(
 def test_what_a_kernel_reads_is_never_changed(library: SqlLibrary, library_url: str) -> None:
     filed(library, 5, DESIGN)
     engine = make_engine(parse_url(library_url))
-    with pytest.raises(sa.exc.DBAPIError, match="never changed"), engine.begin() as connection:
+    with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
         connection.execute(sa.text("UPDATE kernels SET inputs = 6"))
-    with pytest.raises(sa.exc.DBAPIError, match="never changed"), engine.begin() as connection:
+    with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
         connection.execute(sa.text("UPDATE kernels SET inputs = NULL"))
     engine.dispose()
     assert found(library, 5)

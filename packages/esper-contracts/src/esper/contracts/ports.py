@@ -173,8 +173,20 @@ type ArtifactStoreFactory = Callable[[str], ArtifactStore]
 type LibraryFactory = Callable[[str, ArtifactStore], Library]
 """`(url, artifacts) → Library`, not yet open. Group `esper.libraries`."""
 
-type SeedBedFactory = Callable[[Any], SeedBed]
-"""`(model) → SeedBed`. Group `esper.seedbeds`."""
+
+class SeedBedFactory(Protocol):
+    """Puts seeds into a model. Group `esper.seedbeds`."""
+
+    def __call__(
+        self, model: Any, /, *, example: Any | None = None, widen: bool = False
+    ) -> SeedBed:
+        """Return the bed of `model`.
+
+        `example` is the inputs of one training batch, for what only a trial run can tell; with `widen`
+        layers can also become wider, wherever such a run shows that they can.
+        """
+        ...
+
 
 type WorkerFactory = Callable[[WorkerContext], Worker]
 """`(context) → Worker`. Group `esper.workers`, named by the worker."""

@@ -57,7 +57,7 @@ def feeds(
     """Return, for each linear layer and convolution among `layers`, its feed, or why it has none.
 
     Raises:
-        HostError: if the model cannot be copied, or the example does not run through it.
+        HostError: if a copy of the model, whose layers' outputs are cut off from their past, does not run.
 
     """
     streams = RandomState.take()
@@ -70,8 +70,7 @@ def feeds(
         _run(twin, example, leaves)
     except Exception as error:
         raise HostError(
-            f"the example does not run through a copy of the model ({type(error).__name__}: {error}), so "
-            "nobody can tell which layer feeds which; leave widen out"
+            f"cannot be told from what feeds it: {type(error).__name__}: {error}"
         ) from error
     finally:
         streams.restore()

@@ -76,7 +76,8 @@ def plan(
         causal: whether tokens may only look back at sequence sites. By default an example decides;
             without one they may not look ahead.
         widen: whether there are also places for new units beside those of a layer, wherever one linear
-            layer or convolution is fed by another alone. Only an example can tell, so it is needed.
+            layer or convolution is fed by another alone. Only an example can tell, so it is needed; the
+            plan's `refused` says why elsewhere there is none.
 
     """
     if any(is_watched(module) for module in model.modules()):
@@ -97,10 +98,7 @@ def plan(
         except HostError as error:
             return Plan(problems=(str(error), *survey.unmatched(named)))
         if widen:
-            try:
-                survey.feeds = feeds(model, layers, example)
-            except HostError as error:
-                return Plan(problems=(str(error),))
+            survey.find_feeds(example)
     return survey.judge(named, by_default=targets is None)
 
 
@@ -164,6 +162,13 @@ class _Survey:
         self._refusals = Refusals(layers)
         self._signatures: dict[tuple[object, ...], KernelSignature] = {}
 
+    def find_feeds(self, example: Example) -> None:
+        """Find where layers could become wider; a host that does not let itself be examined has none."""
+        try:
+            self.feeds = feeds(self._model, self._layers, example)
+        except HostError as error:
+            self.feeds = {"the output": str(error)}
+
     def judge(self, named: Mapping[str, list[str]], *, by_default: bool) -> Plan:
         """Return the plan for what each target named."""
         names = {name for matches in named.values() for name in matches}
@@ -207,7 +212,7 @@ class _Survey:
             refused=(
                 *(f"{name} {reason}" for name, reason in refused.items()),
                 *(
-                    f"nothing can be wider before {name}: it {why}"
+                    f"nothing can be wider before {name}, which {why}"
                     for name, why in not_wider.items()
                 ),
             ),

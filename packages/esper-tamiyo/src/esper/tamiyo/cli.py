@@ -68,9 +68,12 @@ def train(
     policy: Annotated[
         str | None,
         _option(
-            "heuristic, gap, random, never (plain training), scripted:RUN_FOLDER, or module:function.",
+            "gap, heuristic, random, never (plain training), scripted:RUN_FOLDER, or module:function.",
             "policy",
         ),
+    ] = None,
+    widen: Annotated[
+        bool | None, _option("Layers can also become wider.", "widen", "--widen/--no-widen")
     ] = None,
     bus: Annotated[str | None, _option("memory:// or redis://HOST:PORT/DB.", "bus")] = None,
     library: Annotated[
@@ -108,6 +111,7 @@ def train(
         "seed": seed,
         "threads": threads,
         "policy": policy,
+        "widen": widen,
         "bus": bus,
         "library": library,
         "artifacts": artifacts,

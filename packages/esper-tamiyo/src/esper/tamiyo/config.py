@@ -30,9 +30,11 @@ class RunConfig(BaseModel):
     """`digits`, `mnist1d`, or `module:function` for a function that returns a `Task`."""
     host: str = Field(default="mlp", min_length=1)
     """`mlp`, `cnn`, or `module:function` for a function that takes the `Task`, returns the model."""
-    policy: str = Field(default="heuristic", min_length=1)
-    """`heuristic`, `gap`, `random`, `never` for plain training, `scripted:RUN_FOLDER` to replay what
+    policy: str = Field(default="gap", min_length=1)
+    """`gap`, `heuristic`, `random`, `never` for plain training, `scripted:RUN_FOLDER` to replay what
     another run grew, or `module:function` for a function that returns a policy."""
+    widen: bool = True
+    """Whether layers can also become wider, not only get blocks."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)

@@ -41,7 +41,7 @@ from esper.contracts import (
 )
 from esper.tamiyo.forge import forge_kernels
 from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
-from esper.tamiyo.policies import EpochFigures, Heuristic, Observation, Policy, Proposal
+from esper.tamiyo.policies import EpochFigures, Gap, Observation, Policy, Proposal
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
 
@@ -69,7 +69,7 @@ class Tamiyo:
         bed: the host with its seeds, from `esper.kasmina.wrap`.
         optimizer: the `torch.optim.Optimizer` that trains the host.
         scheduler: its learning-rate scheduler, restored together with it on an undo.
-        policy: where and when to grow; the founding heuristic by default.
+        policy: where and when to grow; by default early, where the loss shows a lack.
         evaluate: measures the model on validation data. With it, a block is judged against the same
             weights without it; otherwise against the model before the graft only.
         epochs: how many epochs the loop will run, so that nothing is grown too late to be judged.
@@ -96,7 +96,7 @@ class Tamiyo:
     ) -> None:
         _check_arguments(bed, optimizer)
         self.bed = bed
-        self.policy = policy or Heuristic()
+        self.policy = policy or Gap()
         self.epoch = 0
         self.kernels: Sequence[CompiledKernelArtifact] = ()
         self.events: list[SeedEvent] = []

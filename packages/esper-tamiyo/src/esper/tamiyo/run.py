@@ -35,8 +35,8 @@ from esper.tamiyo.training import measure, train_epoch
 from esper.tamiyo.ui import Ui
 
 POLICIES: Mapping[str, Callable[[], Policy]] = {
-    "heuristic": Heuristic,
     "gap": Gap,
+    "heuristic": Heuristic,
     "random": Chance,
     "never": Never,
 }
@@ -63,7 +63,8 @@ def _run(config: RunConfig, ui: Ui, stop: StopSignals) -> RunRecord:
     policy = choose_policy(config.policy)
     task = load_task(config.task)
     host = build_host(config.host, task, seed=config.seed)
-    bed = seed_bed_factory()(host)
+    example = task.train.inputs[: config.batch_size]
+    bed = seed_bed_factory()(host, example=example, widen=config.widen)
     if isinstance(policy, Scripted):
         policy.check(bed.sites)
     record = RunRecord(

@@ -96,7 +96,9 @@ class Periodic:
     first_epoch: int = 0
     every_epochs: int = 2
     until_share: float = 0.25
-    """Of the epochs that the loop will run; without their number there is no end."""
+    """Of the epochs that the loop will run."""
+    most_epochs: int = 20
+    """Without their number, growth ends after so many."""
 
     def due(self, observation: Observation) -> Due:
         """Return whether it is time again."""
@@ -106,6 +108,9 @@ class Periodic:
             late = (
                 f"the first {self.until_share:.0%} of training is over: what comes late pays less"
             )
+            return Due(now=False, reason=late, numbers=numbers)
+        if left is None and epoch >= self.most_epochs:
+            late = f"the first {self.most_epochs} epochs are over: what comes late pays less"
             return Due(now=False, reason=late, numbers=numbers)
         since = epoch - self.first_epoch
         now = since >= 0 and since % self.every_epochs == 0
