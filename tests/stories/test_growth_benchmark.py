@@ -1,6 +1,7 @@
-"""The benchmark of growth in its short form: every arm runs, and an interrupted command goes on."""
+"""The benchmarks of growth in their short forms."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,8 @@ ROOT = Path(__file__).parents[2]
 ARMS = ("grown", "random", "output side", "scratch", "scratch, zeros", "small host")
 
 
-def run(out: Path) -> str:
-    command = [sys.executable, "tests/benchmarks/growth", "--problems", "conv", "--seeds", "1"]
-    command += ["--share", "0.05", "--processes", "1", "--rates", "0.01", "--out", str(out)]
+def run(script: str, *options: str) -> str:
+    command = [sys.executable, f"tests/benchmarks/{script}", "--processes", "1", *options]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
@@ -21,9 +21,14 @@ def run(out: Path) -> str:
     return done.stdout
 
 
+def compete(out: Path) -> str:
+    options = ("--problems", "conv", "--seeds", "1", "--share", "0.05", "--rates", "0.01")
+    return run("growth", *options, "--out", str(out))
+
+
 @pytest.mark.long
 def test_every_arm_gets_the_same_flops_and_what_is_done_is_kept(tmp_path: Path) -> None:
-    printed = run(tmp_path)
+    printed = compete(tmp_path)
     results = json.loads((tmp_path / "conv-0-0.01.json").read_text(encoding="utf-8"))
     assert set(results) == set(ARMS)
     budgets = [result["flops"] for result in results.values()]
@@ -31,5 +36,14 @@ def test_every_arm_gets_the_same_flops_and_what_is_done_is_kept(tmp_path: Path) 
     assert results["scratch"]["parameters"] == results["grown"]["parameters"]
     assert all(f"| {arm} |" in printed for arm in ARMS)
     when = (tmp_path / "conv-0-0.01.json").stat().st_mtime_ns
-    assert run(tmp_path).partition("**")[2] == printed.partition("**")[2]
+    assert compete(tmp_path).partition("**")[2] == printed.partition("**")[2]
     assert (tmp_path / "conv-0-0.01.json").stat().st_mtime_ns == when
+
+
+@pytest.mark.long
+def test_growth_lands_where_a_host_is_too_narrow() -> None:
+    printed = run("growth/bottlenecks.py", "--families", "MLP, LayerNorm", "--seeds", "1")
+    found = re.search(r"\| 4 \| (\d) of 4 \| (\d) of 4 \|", printed)
+    assert found is not None, printed
+    by_gap, by_chance = (int(hits) for hits in found.groups())
+    assert by_gap >= 3 > by_chance

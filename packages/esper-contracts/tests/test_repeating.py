@@ -50,3 +50,12 @@ def test_more_than_a_design_can_hold_is_refused() -> None:
 def test_equal_designs_repeated_equally_are_one_design() -> None:
     assert repeat(BLOCK, 2).content_hash() == repeat(BLOCK.model_copy(), 2).content_hash()
     assert repeat(BLOCK, 2).content_hash() != repeat(BLOCK, 3).content_hash()
+
+
+def test_what_widens_a_layer_cannot_be_put_in_a_row() -> None:
+    wider = BLOCK.model_copy(update={"name": "wider", "widens": True})
+    assert repeat(wider, 1) is wider
+    with pytest.raises(
+        BlueprintError, match="'wider' widens a layer, and what is wide cannot be put"
+    ):
+        repeat(wider, 2)

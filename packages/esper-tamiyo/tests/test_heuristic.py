@@ -28,7 +28,7 @@ def test_it_grows_on_the_input_side_with_the_block_of_most_capacity_when_learnin
     assert proposal.chosen is not None
     assert proposal.chosen.site == "layer0"
     assert proposal.chosen.blueprint_name == "block2"
-    assert "block2 at layer layer0" in proposal.reason
+    assert "layer layer0: block2 scores highest" in proposal.reason
 
 
 def test_it_puts_every_candidate_with_its_numbers_on_record() -> None:

@@ -14,18 +14,19 @@ def repeat(ir: BlueprintIR, times: int) -> BlueprintIR:
     parts: what is the identity at birth stays it. `times=1` returns `ir` itself.
 
     Raises:
-        BlueprintError: if `times` is below 1, the design would be too large, or it widens a layer.
+        BlueprintError: if `times` is below 1, the design would be too large, or it widens a layer and
+            `times` is above 1.
 
     """
     if times < 1:
         raise BlueprintError(f"times={times}; expected at least 1")
+    if times == 1:
+        return ir
     if ir.widens:
         raise BlueprintError(
             f"{ir.name!r} widens a layer, and what is wide cannot be put in a row; use a larger design, or "
             "several seeds in a row (depth)"
         )
-    if times == 1:
-        return ir
     num_nodes = times * len(ir.nodes) + 2 * (times - 1)
     if num_nodes > MAX_NODES:
         raise BlueprintError(

@@ -71,8 +71,7 @@ class Growing(ABC):
         best = candidates[0]
         return Proposal(
             chosen=best,
-            reason=f"{due.reason}; {best.blueprint_name} at layer {best.site} scores highest of "
-            f"{len(scored)}",
+            reason=f"{due.reason}; layer {best.site}: {best.blueprint_name} scores highest of {len(scored)}",
             candidates=candidates,
             numbers=numbers,
         )

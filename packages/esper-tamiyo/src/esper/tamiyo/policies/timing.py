@@ -114,7 +114,8 @@ class Periodic:
             return Due(now=False, reason=late, numbers=numbers)
         since = epoch - self.first_epoch
         now = since >= 0 and since % self.every_epochs == 0
-        reason = f"growth is due every {self.every_epochs} epochs from epoch {self.first_epoch} on"
+        after = f" after the first {self.first_epoch}" if self.first_epoch else ""
+        reason = f"growth is due every {self.every_epochs} epochs{after}"
         return Due(now=now, reason=reason if now else f"not yet: {reason}", numbers=numbers)
 
 
