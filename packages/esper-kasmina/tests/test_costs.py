@@ -17,10 +17,17 @@ from esper.contracts import BlueprintError, BlueprintIR, KernelSignature, Operat
 from esper.kasmina import builtin_blueprints, cost_of, probe_shape
 
 
+def size_of(size: str, features: int) -> int:
+    """What the sizes of the built-in designs mean where as much is read as is added to."""
+    sizes = {"D": features, "2*D": 2 * features, "4*D": 4 * features, "max(D, I)": features}
+    if size == "max(1, max(D, I)//2)":
+        return max(1, features // 2)
+    return sizes.get(size, max(1, features // 4))
+
+
 def flops_by_hand(node: OperatorNode, shape: tuple[int, ...], features: int, width: int) -> int:
     """Multiply-adds of one node, twice, with plain products over rows, positions and weights."""
-    sizes = {"D": features, "2*D": 2 * features, "4*D": 4 * features}
-    out = sizes.get(str(node.params.get("out")), max(1, features // 4))
+    out = size_of(str(node.params.get("out")), features)
     positions = prod(shape) // features
     match node.op:
         case "linear":
@@ -44,12 +51,9 @@ def width_of(ir: BlueprintIR, name: str, features: int) -> int:
     if name == "input":
         return features
     node = next(node for node in ir.nodes if node.name == name)
-    sizes = {"D": features, "2*D": 2 * features, "4*D": 4 * features, "max(D, I)": features}
-    sizes["max(1, max(D, I)//2)"] = max(1, features // 2)
-    out = sizes.get(str(node.params.get("out")))
-    if out is not None:
-        return out
-    return max(1, features // 4) if "out" in node.params else width_of(ir, node.inputs[0], features)
+    if "out" in node.params:
+        return size_of(str(node.params["out"]), features)
+    return width_of(ir, node.inputs[0], features)
 
 
 @pytest.mark.parametrize(
