@@ -1,160 +1,149 @@
-"""Who competes: the controller with its policies, and nets that never grow, at equal training FLOPs.
-
-One rule counts the FLOPs of everything: matrix products, convolutions and attention of the forward and
-backward pass of a training step, multiply-add = 2, as torch's own counter has them. A run ends when its
-budget, that of the small host trained for `Problem.steps` steps, is used up. Validation, decisions and the
-rest of a step are not counted; the wall time of each run is in the table.
-"""
+"""Who competes: the controller with its policies, and nets that never grow, at equal training FLOPs."""
 
 # torch leaves parts of its types open:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
 
 import copy
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import rival
 import torch
 from problems import Problem
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
+from training import DECISIONS, Result, measure, step_flops, train
 
-from esper.kasmina import Block, StageLengths, initialise_block, wrap
-from esper.tamiyo import AtRandom, Chance, Figures, Gap, Periodic, Policy, Tamiyo
+from esper.kasmina import Bed, Block, StageLengths, initialise_block, wrap
+from esper.tamiyo import AtRandom, Chance, Gap, Heuristic, Periodic, Policy, Tamiyo
 
-DECISIONS = 40
-"""Decision points of a run."""
+DEFAULT = "default"
+"""What anybody gets: `wrap(model, example=…, widen=True)` and `Tamiyo(bed, optimizer)`."""
 
-ARMS = ("grown", "random", "output side", "scratch", "scratch, zeros", "small host")
-"""`scratch` is the net that `grown` ended as, all weights drawn as its layers draw them; `zeros`: with the
-last layer of each block zero, as `grown` is born."""
+STATIC = "static, "
+
+type Grow = Callable[[Problem, nn.Module, int], tuple[Bed, Policy]]
+
+
+def _default(problem: Problem, model: nn.Module, seed: int) -> tuple[Bed, Policy]:
+    return _bed(problem, model), Gap()
+
+
+def _heuristic(problem: Problem, model: nn.Module, seed: int) -> tuple[Bed, Policy]:
+    return _bed(problem, model), Heuristic()
+
+
+def _random(problem: Problem, model: nn.Module, seed: int) -> tuple[Bed, Policy]:
+    return _bed(problem, model), Chance(seed=seed, timing=AtRandom(chance=0.1, seed=seed))
+
+
+def _bed(problem: Problem, model: nn.Module) -> Bed:
+    return wrap(model, example=problem.batch(torch.Generator().manual_seed(0))[0][:8], widen=True)
+
+
+def _blocks_at(number: int) -> Grow:
+    """Return an arm that grows `Problem.block` at the place of this number, at the first decision."""
+
+    def grow(problem: Problem, model: nn.Module, seed: int) -> tuple[Bed, Policy]:
+        assert problem.block is not None
+        bed = wrap(
+            model,
+            targets=[problem.places[number]],
+            example=problem.batch(torch.Generator().manual_seed(0))[0][:8],
+            blueprints=[problem.block],
+            stages=StageLengths(
+                training_steps=0,
+                ramp_steps=problem.ramp_steps,
+                settle_steps=0,
+                fine_tuning_steps=0,
+            ),
+        )
+        return bed, Gap(timing=Periodic(every_epochs=DECISIONS), min_epochs_left=2)
+
+    return grow
+
+
+GROWS: Mapping[str, Grow] = {
+    DEFAULT: _default,
+    "heuristic": _heuristic,
+    "random": _random,
+    "blocks, input side": _blocks_at(0),
+    "blocks, output side": _blocks_at(-1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One run."""
+class Scratch:
+    """The net that another arm ended as, trained from scratch."""
 
-    accuracy: float | None
-    """On test data, in per cent."""
-    loss: float
-    """On test data."""
-    validation_loss: float
-    """What learning rates are chosen by."""
-    parameters: int
-    flops: int
-    steps: int
-    seconds: float
+    of: str
+    zeros: bool = False
+    """Grown blocks start as they are born: without effect. Otherwise all weights are drawn as layers do."""
+    equal_steps: bool = False
+    """As many steps as the other arm took, whatever they cost; otherwise equal FLOPs."""
 
 
-def step_flops(model: nn.Module, problem: Problem) -> int:
-    """Count one training step."""
-    inputs, targets = problem.batch(torch.Generator().manual_seed(0))
-    twin = copy.deepcopy(model).train()
-    with FlopCounterMode(display=False) as counter:
-        problem.loss_of(twin(inputs), targets).mean().backward()
-    return counter.get_total_flops()
+SCRATCH: Mapping[str, Scratch] = {
+    "default's net from scratch": Scratch(of=DEFAULT),
+    "… what grew is zero at birth": Scratch(of=DEFAULT, zeros=True),
+    "… for as many steps": Scratch(of=DEFAULT, equal_steps=True),
+    "blocks' net from scratch": Scratch(of="blocks, input side"),
+}
+
+GROMO = "GroMo"
+SMALL, NEVER = "small host", "small host, as many steps"
 
 
-def measure(model: nn.Module, problem: Problem, data: tuple[Tensor, Tensor]) -> Figures:
-    """Return loss and accuracy, with the losses of samples."""
-    model.eval()
-    with torch.no_grad():
-        logits = model(data[0])
-        losses = problem.loss_of(logits, data[1])
-    correct = (logits.argmax(dim=-1) == data[1]).float().mean().item()
-    model.train()
-    accuracy = correct if problem.is_classification else None
-    return Figures(loss=losses.mean().item(), accuracy=accuracy, losses=losses.tolist())
+def arms_of(problem: Problem) -> Sequence[str]:
+    """Return the names of all that compete, those that grow first."""
+    statics = [STATIC + name for name in problem.statics]
+    names = [*GROWS, *SCRATCH, GROMO, SMALL, NEVER, *statics]
+    absent = () if problem.mlp is not None and rival.is_installed() else (GROMO,)
+    if problem.block is None:
+        absent = (*absent, *(name for name in names if "blocks" in name))
+    return [name for name in names if name not in absent]
 
 
-def train(
-    problem: Problem,
-    model: nn.Module,
-    *,
-    seed: int,
-    rate: float,
-    budget: int,
-    attach: Callable[[torch.optim.Optimizer], Tamiyo] | None = None,
-) -> Result:
-    """Train until the budget of FLOPs is used up; with a controller, decide `DECISIONS` times."""
-    begun = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    tamiyo = attach(optimizer) if attach is not None else None
-    cost, used, step, decided = step_flops(model, problem), 0, 0, 0
-    model.train()
-    while used < budget:
-        progress = used / budget
-        warm = min(1, (step + 1) / 50)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * warm * (1 + math.cos(math.pi * progress)) / 2
-        inputs, targets = problem.batch(generator)
-        loss = problem.loss_of(model(inputs), targets).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        used, step = used + cost, step + 1
-        if tamiyo is not None and used / budget * DECISIONS >= decided + 1:
-            decided += 1
-            figures = measure(model, problem, problem.validation)
-            before = len(tamiyo.events)
-            tamiyo.end_epoch(val_loss=figures.loss, val_accuracy=figures.accuracy)
-            if len(tamiyo.events) > before:
-                cost = step_flops(model, problem)
-    if tamiyo is not None:
-        tamiyo.close()
-    figures = measure(model, problem, problem.test)
-    return Result(
-        accuracy=None if figures.accuracy is None else 100 * figures.accuracy,
-        loss=figures.loss,
-        validation_loss=measure(model, problem, problem.validation).loss,
-        parameters=sum(p.numel() for p in model.parameters()),
-        flops=used,
-        steps=step,
-        seconds=time.perf_counter() - begun,
-    )
-
-
-def grow(
-    problem: Problem, arm: str, *, seed: int, rate: float, budget: int
-) -> tuple[Result, nn.Module]:
-    """Train a host that may grow; return the result and the grown model."""
+def compete(problem: Problem, seed: int, rate: float) -> dict[str, Result]:
+    """Run every arm on one seed at one learning rate."""
+    results: dict[str, Result] = {}
+    grown: dict[str, nn.Module] = {}
     torch.manual_seed(seed)
-    model = problem.host()
-    targets = problem.targets[-1:] if arm == "output side" else problem.targets
-    bed = wrap(
-        model,
-        targets=targets,
-        example=problem.batch(torch.Generator().manual_seed(0))[0][:8],
-        blueprints=problem.blueprints,
-        stages=StageLengths(
-            training_steps=0,
-            ramp_steps=problem.ramp_steps,
-            settle_steps=0,
-            fine_tuning_steps=0,
-        ),
+    budget = problem.steps * step_flops(problem.host(), problem)
+    for name in arms_of(problem):
+        torch.manual_seed(seed)
+        limit, attach = budget, None
+        if name == GROMO:
+            results[name] = rival.run(problem, seed=seed, rate=rate, budget=budget)
+            continue
+        if name in GROWS:
+            model = grown[name] = problem.host()
+            attach = _controller(problem, model, GROWS[name](problem, model, seed))
+        elif name in SCRATCH:
+            arm = SCRATCH[name]
+            model = drawn_anew(grown[arm.of], seed, zeros=arm.zeros)
+            if arm.equal_steps:
+                limit = results[arm.of].steps * step_flops(model, problem)
+        elif name in (SMALL, NEVER):
+            model = problem.host()
+            if name == NEVER:
+                limit = results[DEFAULT].steps * step_flops(model, problem)
+        else:
+            model = problem.statics[name.removeprefix(STATIC)]()
+        results[name] = train(problem, model, seed=seed, rate=rate, budget=limit, attach=attach)
+    return results
+
+
+def _controller(
+    problem: Problem, model: nn.Module, made: tuple[Bed, Policy]
+) -> Callable[[torch.optim.Optimizer], Tamiyo]:
+    bed, policy = made
+    return lambda optimizer: Tamiyo(
+        bed,
+        optimizer,
+        policy=policy,
+        epochs=DECISIONS,
+        evaluate=lambda: measure(model, problem, problem.validation),
     )
-
-    def attach(optimizer: torch.optim.Optimizer) -> Tamiyo:
-        return Tamiyo(
-            bed,
-            optimizer,
-            policy=policy_of(arm, seed),
-            epochs=DECISIONS,
-            evaluate=lambda: measure(model, problem, problem.validation),
-        )
-
-    result = train(problem, model, seed=seed, rate=rate, budget=budget, attach=attach)
-    return result, model
-
-
-def policy_of(arm: str, seed: int) -> Policy:
-    """Return the policy of an arm that grows: early, except at random."""
-    if arm == "random":
-        return Chance(seed=seed, timing=AtRandom(chance=0.1, seed=seed), min_epochs_left=2)
-    return Gap(timing=Periodic(every_epochs=DECISIONS), min_epochs_left=2)
 
 
 def drawn_anew(model: nn.Module, seed: int, *, zeros: bool) -> nn.Module:
@@ -173,19 +162,3 @@ def drawn_anew(model: nn.Module, seed: int, *, zeros: bool) -> nn.Module:
             if isinstance(module, Block):
                 initialise_block(module, torch.Generator().manual_seed(seed))
     return fresh
-
-
-def compete(problem: Problem, seed: int, rate: float) -> dict[str, Result]:
-    """Run every arm on one seed at one learning rate."""
-    torch.manual_seed(seed)
-    small = problem.host()
-    budget = problem.steps * step_flops(small, problem)
-    results: dict[str, Result] = {}
-    results["grown"], grown = grow(problem, "grown", seed=seed, rate=rate, budget=budget)
-    for arm in ("random", "output side"):
-        results[arm], _ = grow(problem, arm, seed=seed, rate=rate, budget=budget)
-    for arm, zeros in (("scratch", False), ("scratch, zeros", True)):
-        fresh = drawn_anew(grown, seed, zeros=zeros)
-        results[arm] = train(problem, fresh, seed=seed, rate=rate, budget=budget)
-    results["small host"] = train(problem, small, seed=seed, rate=rate, budget=budget)
-    return results

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from problems import CONTEXT, Attention, Embedding, Problem, Residual, conv, language_model
+from nets import CONTEXT, Attention, Embedding, Residual
+from problems import Problem, conv, language_model
 from rich.progress import Progress
 from torch import Tensor, nn
 

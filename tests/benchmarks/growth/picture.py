@@ -1,35 +1,51 @@
-"""The picture: every run of every arm at its best learning rate, one panel for each problem."""
+"""The picture: accuracy or loss over parameters, each arm at its best learning rate, a panel per problem."""
 
 # torch and matplotlib leave parts of their types open:
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
+from arms import DEFAULT, GROMO, GROWS, SCRATCH, SMALL, STATIC
 from matplotlib.figure import Figure
+from tables import Table
 
-GROWS = "#1b7837"
-STAYS = "#555555"
+GREEN, BLUE, GREY = "#1b7837", "#2166ac", "#777777"
 
 
-def draw(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], units: Mapping[str, str], path: Path
-) -> None:
-    """Draw panels of values by arm into an SVG or PNG file; the first arm is the one that is defended."""
-    figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
-    for number, (name, arms) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), number + 1)
-        names = list(arms)
-        for row, arm in enumerate(names):
-            values = arms[arm]
-            color = GROWS if row == 0 else STAYS
-            axes.plot(values, [row] * len(values), "o", color=color, alpha=0.45, markersize=6)
-            axes.plot([mean(values)], [row], "|", color=color, markersize=22, markeredgewidth=2)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel(units[name])
-        axes.grid(axis="x", alpha=0.3)
+def draw(tables: Sequence[Table], path: Path) -> None:
+    """Draw into an SVG or PNG file: static nets as a line, what grew and its like from scratch as marks."""
+    columns = min(3, len(tables))
+    rows = -(-len(tables) // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
+    for number, table in enumerate(tables):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        statics = [SMALL, *(arm for arm in table.arms if arm.startswith(STATIC))]
+        sizes = [table.mean(arm, "parameters") for arm in statics]
+        axes.plot(
+            sizes, [table.mean(arm) for arm in statics], "o-", color=GREY, label="static nets"
+        )
+        for arm, values in zip(statics, map(table.values, statics), strict=True):
+            axes.plot(
+                [table.mean(arm, "parameters")] * len(values), values, ".", color=GREY, alpha=0.3
+            )
+        markers = iter("*sDv^<>Pp")
+        for arm in [arm for arm in table.arms if arm in {*GROWS, *SCRATCH, GROMO}]:
+            color = GREEN if arm == DEFAULT else BLUE if arm in {*GROWS, GROMO} else GREY
+            axes.plot(
+                [table.mean(arm, "parameters")],
+                [table.mean(arm)],
+                next(markers),
+                color=color,
+                markersize=13 if arm == DEFAULT else 7,
+                fillstyle="full" if arm in {*GROWS, GROMO} else "none",
+                label=arm,
+            )
+        axes.set_xscale("log")
+        axes.set_title(table.problem.name, fontsize=10)
+        axes.set_xlabel("parameters at the end; equal training FLOPs")
+        axes.set_ylabel(table.unit)
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=6, frameon=False)
     figure.savefig(path)

@@ -1,7 +1,4 @@
-"""What is trained: data, a small host, where it may grow, and how it is trained.
-
-Shapes: B batch, T tokens, D features, C classes.
-"""
+"""What is trained: data, a small host, where it may grow, nets that never do, and how all are trained."""
 
 # torch leaves parts of its types open:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -9,11 +6,14 @@ Shapes: B batch, T tokens, D features, C classes.
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from mnist1d.data import get_dataset_args, make_dataset
+from nets import CONTEXT, ConvNet, ResidualMlp, Transformer, image_net, plain_mlp
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,22 +23,26 @@ from esper.kasmina import builtin_blueprints
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One task with its host."""
+    """One task with its hosts."""
 
     name: str
     host: Callable[[], nn.Module]
-    blueprints: Sequence[BlueprintIR]
-    """What the host may grow, besides the built-in designs."""
-    targets: Sequence[str]
-    """The layers at which it may grow, input side first."""
+    statics: Mapping[str, Callable[[], nn.Module]]
+    """Nets that never grow, by their size: what somebody would try who looks for the best one."""
+    places: Sequence[str] = ()
+    """Layers at which a design of several blocks may grow, input side first; see `block`."""
+    block: BlueprintIR | None = None
+    """That design; None where the host has no blocks."""
+    mlp: tuple[int, int, int, int] | None = None
+    """Inputs, width, hidden layers and outputs of a host that is a plain MLP."""
     batch: Callable[[torch.Generator], tuple[Tensor, Tensor]]
     """Draws a batch of training data."""
     validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     steps: int
-    """Steps that the budget of training FLOPs allows the small host; the grown nets' steps cost more."""
-    ramp_steps: int
-    """Over so many steps a block's part rises from 0 to 1; then it is judged."""
+    """Steps that the budget of training FLOPs allows the small host; the others' steps cost more."""
+    ramp_steps: int = 20
+    """Over so many steps the part of `block` rises from 0 to 1; then it is judged."""
     learning_rates: Sequence[float]
     """Every arm is run with each of them; the table has the best of each arm, by validation."""
     loss_of: Callable[[Tensor, Tensor], Tensor]
@@ -48,42 +52,69 @@ class Problem:
 
 def residual_mlp() -> Problem:
     """Return MNIST-1D with 40,000 samples for a pre-norm residual MLP of one block."""
-    data = _mnist1d(num_samples=50_000)
-    block = next(ir for ir in builtin_blueprints() if ir.name == "normalised_mlp")
     return Problem(
         name="residual MLP, MNIST-1D 40,000",
         host=lambda: ResidualMlp(num_blocks=1),
-        blueprints=[repeat(block, 5)],
-        targets=["stem", "blocks.*"],
-        **data,
+        statics={f"{n} blocks": partial(ResidualMlp, num_blocks=n) for n in (2, 4, 6, 10)},
+        places=["stem", "blocks.0"],
+        block=repeat(_design("normalised_mlp"), 5),
+        **_mnist1d(50_000),
         steps=8000,
         ramp_steps=40,
-        learning_rates=(2e-3, 4e-3, 8e-3),
+        learning_rates=(4e-3, 8e-3),
     )
 
 
 def conv() -> Problem:
     """Return MNIST-1D with 4,000 samples for three convolutions of eight channels."""
-    data = _mnist1d(num_samples=5_000)
-    block = next(ir for ir in builtin_blueprints() if ir.name == "residual_conv1d")
     return Problem(
         name="conv net, MNIST-1D 4,000",
         host=ConvNet,
-        blueprints=[repeat(block, 4)],
-        targets=["layers.1", "layers.3", "layers.5"],
-        **data,
+        statics={f"{w} channels": partial(ConvNet, width=w) for w in (12, 16, 24, 32)},
+        places=["layers.1", "layers.5"],
+        block=repeat(_design("residual_conv1d"), 4),
+        **_mnist1d(5_000),
         steps=5000,
-        ramp_steps=25,
-        learning_rates=(8e-3, 16e-3, 32e-3),
+        learning_rates=(12e-3, 32e-3),
+    )
+
+
+def digits() -> Problem:
+    """Return scikit-learn's digits for three convolutions of two channels."""
+    found = cast("Any", load_digits())
+    x = torch.tensor(found.images).float().unsqueeze(1) / 16
+    y = torch.tensor(found.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    return Problem(
+        name="conv net, digits",
+        host=lambda: image_net(2),
+        statics={f"{w} channels": partial(image_net, w) for w in (4, 8, 12, 16)},
+        batch=_batches(x[:1000], y[:1000], 64),
+        validation=(x[1000:1350], y[1000:1350]),
+        test=(x[1350:], y[1350:]),
+        steps=4000,
+        learning_rates=(8e-3, 16e-3),
+        loss_of=_losses,
+    )
+
+
+def plain(num_samples: int) -> Problem:
+    """Return MNIST-1D for an MLP with three hidden layers of eight units."""
+    return Problem(
+        name=f"plain MLP, MNIST-1D {num_samples:,}",
+        host=lambda: plain_mlp(8),
+        mlp=(40, 8, 3, 10),
+        statics={f"width {w}": partial(plain_mlp, w) for w in (16, 32, 64, 128)},
+        **_mnist1d(num_samples * 5 // 4),
+        steps=8000 if num_samples > 10_000 else 5000,
+        learning_rates=(4e-3, 8e-3),
     )
 
 
 def language_model() -> Problem:
     """Return characters of the standard library's sources for a transformer of two blocks."""
-    text = _sources()
-    vocabulary = sorted(set(text))
-    index = {character: number for number, character in enumerate(vocabulary)}
-    tokens = torch.tensor([index[character] for character in text])
+    tokens, num_tokens = _characters()
     cut = len(tokens) * 9 // 10
     train, held_out = tokens[:cut], tokens[cut:]
 
@@ -94,137 +125,29 @@ def language_model() -> Problem:
     middle = len(held_out) // 2
     return Problem(
         name="transformer, characters",
-        host=lambda: Transformer(len(vocabulary), num_blocks=2),
-        blueprints=[repeat(TRANSFORMER_BLOCK, 4)],
-        targets=["embed", "blocks.*.1"],
+        host=lambda: Transformer(num_tokens, num_blocks=2),
+        statics={f"{n} blocks": partial(Transformer, num_tokens, num_blocks=n) for n in (4, 6)},
+        places=["embed", "blocks.1.1"],
+        block=repeat(TRANSFORMER_BLOCK, 4),
         batch=batch,
         validation=_windows(held_out[:middle], torch.arange(0, 128 * CONTEXT, CONTEXT)),
         test=_windows(held_out[middle:], torch.arange(0, 256 * CONTEXT, CONTEXT)),
         steps=1200,
         ramp_steps=15,
-        learning_rates=(1e-3, 2e-3, 4e-3),
+        learning_rates=(2e-3, 4e-3),
         loss_of=_losses,
         is_classification=False,
     )
 
 
 PROBLEMS: Mapping[str, Callable[[], Problem]] = {
+    "digits": digits,
     "conv": conv,
     "mlp": residual_mlp,
+    "plain": partial(plain, 4_000),
+    "plain40": partial(plain, 40_000),
     "lm": language_model,
 }
-
-CONTEXT = 64
-WIDTH = 96
-
-
-class ResidualMlp(nn.Module):
-    """A stem, pre-norm residual blocks, a head: (B, 40) → (B, 10)."""
-
-    def __init__(self, num_blocks: int, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Linear(40, width)
-        self.blocks = nn.Sequential(*(Residual(mlp(width, 2)) for _ in range(num_blocks)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        return self.head(self.norm(self.blocks(self.stem(x))))
-
-
-class ConvNet(nn.Module):
-    """Three convolutions and a linear head: (B, 40) → (B, 10)."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Unflatten(1, (1, 40)),
-            nn.Conv1d(1, width, 5, padding=2),
-            nn.ReLU(),
-            nn.Conv1d(width, width, 5, padding=2, stride=2),
-            nn.ReLU(),
-            nn.Conv1d(width, width, 5, padding=2, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(width * 10, 10),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        return self.layers(x)
-
-
-class Residual(nn.Module):
-    """`h + f(h)`."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Return features."""
-        return h + self.inner(h)
-
-
-def mlp(width: int, ratio: int) -> nn.Module:
-    """Return a pre-norm MLP."""
-    inside = ratio * width
-    return nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width)
-    )
-
-
-class Attention(nn.Module):
-    """Pre-norm causal self-attention."""
-
-    def __init__(self, width: int, num_heads: int = 4) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self._num_heads = num_heads
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Return features (B, T, D)."""
-        b, t, d = h.shape
-        parts = self.qkv(self.norm(h)).view(b, t, 3, self._num_heads, d // self._num_heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.transpose(1, 2).reshape(b, t, d))
-
-
-class Embedding(nn.Module):
-    """Tokens and their places: (B, T) → (B, T, D)."""
-
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__()
-        self.token = nn.Embedding(num_tokens, WIDTH)
-        self.place = nn.Embedding(CONTEXT, WIDTH)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return features."""
-        return self.token(tokens) + self.place(torch.arange(tokens.shape[1]))
-
-
-class Transformer(nn.Module):
-    """A pre-norm causal transformer: (B, T) → (B, T, number of tokens)."""
-
-    def __init__(self, num_tokens: int, num_blocks: int) -> None:
-        super().__init__()
-        self.embed = Embedding(num_tokens)
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(Residual(Attention(WIDTH)), Residual(mlp(WIDTH, 4)))
-                for _ in range(num_blocks)
-            )
-        )
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, num_tokens)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits."""
-        return self.head(self.norm(self.blocks(self.embed(tokens))))
 
 
 def _node(name: str, op: str, *inputs: str, **params: Any) -> OperatorNode:
@@ -248,32 +171,49 @@ TRANSFORMER_BLOCK = BlueprintIR(
 )
 
 
-def _mnist1d(*, num_samples: int) -> dict[str, Any]:
-    """Return batches, validation and test data; validation is cut off the training data."""
+def _design(name: str) -> BlueprintIR:
+    return next(ir for ir in builtin_blueprints() if ir.name == name)
+
+
+@cache
+def _mnist1d(num_samples: int) -> dict[str, Any]:
+    """Return batches, validation and test data; a fifth is for tests, a tenth of the rest for validation."""
     arguments = cast("Any", get_dataset_args())
     arguments.num_samples = num_samples
     arguments.train_split = 0.8
     made = cast("dict[str, Any]", make_dataset(arguments))
     x, y = torch.tensor(made["x"]).float(), torch.tensor(made["y"]).long()
     cut = len(x) * 9 // 10
-
-    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(cut, (128 if num_samples > 10_000 else 64,), generator=generator)
-        return x[chosen], y[chosen]
-
     test = torch.tensor(made["x_test"]).float(), torch.tensor(made["y_test"]).long()
     return {
-        "batch": batch,
+        "batch": _batches(x[:cut], y[:cut], 128 if num_samples > 10_000 else 64),
         "validation": (x[cut:], y[cut:]),
         "test": test,
         "loss_of": _losses,
     }
 
 
+def _batches(x: Tensor, y: Tensor, size: int) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(x), (size,), generator=generator)
+        return x[chosen], y[chosen]
+
+    return batch
+
+
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return (B,) cross-entropies of logits (B, C), or means over tokens of (B, T, C)."""
     losses = functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
     return losses.view(len(targets), -1).mean(dim=1)
+
+
+@cache
+def _characters() -> tuple[Tensor, int]:
+    """Return the text as numbers, and how many there are."""
+    text = _sources()
+    vocabulary = sorted(set(text))
+    index = {character: number for number, character in enumerate(vocabulary)}
+    return torch.tensor([index[character] for character in text]), len(vocabulary)
 
 
 def _sources() -> str:
