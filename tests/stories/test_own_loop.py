@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from esper.contracts import (
 )
 from esper.contracts.registry import bus_factory
 from esper.kasmina import load, wrap
+from esper.kasmina.graft import Graft
 from esper.tamiyo import (
-    Evaluate,
     Figures,
     Heuristic,
     Never,
@@ -82,10 +82,11 @@ class Loop:
         self,
         policy: Policy,
         *,
-        evaluate: Evaluate | None = None,
+        judged: Sequence[tuple[float, float]] = (),
         runtime: Runtime | None = None,
         saved_in: Path | None = None,
     ) -> None:
+        """`judged`: losses with a block and without it, at each look in turn; then the last pair."""
         torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
         self.inputs, self.targets = torch.rand(128, 12), torch.randint(0, 3, (128,))
         self.model = nn.Sequential(
@@ -104,9 +105,19 @@ class Loop:
             self.optimizer,
             scheduler=self.scheduler,
             policy=policy,
-            evaluate=evaluate,
+            evaluate=self._evaluate if judged else None,
             runtime=runtime,
         )
+        self._looks = itertools.chain(judged, itertools.repeat(judged[-1] if judged else None))
+        self._look: tuple[float, float] | None = None
+
+    def _evaluate(self) -> Figures:
+        """Measure as if; running data for norms to settle, before it measures without, changes nothing."""
+        grafts = [module for module in self.model.modules() if isinstance(module, Graft)]
+        if all(graft.enabled for graft in grafts):
+            self._look = next(self._looks)
+        assert self._look is not None
+        return Figures(loss=self._look[0 if all(graft.enabled for graft in grafts) else 1])
 
     def train_epoch(self) -> None:
         self.model.train()
@@ -160,9 +171,8 @@ def _reached(packet: SystemStatePacket, state: SeedState) -> bool:
 
 
 def test_a_block_that_does_not_help_is_culled_and_the_host_restored_bit_for_bit() -> None:
-    with_it_and_without = itertools.cycle([Figures(loss=2.0), Figures(loss=1.0)])
     policy = Watched()
-    loop = Loop(policy, evaluate=lambda: next(with_it_and_without))
+    loop = Loop(policy, judged=[(2.0, 1.0)])
     with loop.tamiyo:
         at_graft: dict[str, Any] = {}
         graft_epoch = 0
@@ -184,8 +194,7 @@ def test_a_block_that_does_not_help_is_culled_and_the_host_restored_bit_for_bit(
 
 
 def test_a_block_that_helps_is_kept_and_owned_by_the_optimizer() -> None:
-    with_it_and_without = itertools.cycle([Figures(loss=0.5), Figures(loss=1.0)])
-    loop = Loop(EAGER, evaluate=lambda: next(with_it_and_without))
+    loop = Loop(EAGER, judged=[(0.5, 1.0)])
     parameters = loop.bed.num_parameters()
     with loop.tamiyo:
         for _, packet in loop.run(20):
@@ -201,8 +210,9 @@ def test_a_block_that_helps_is_kept_and_owned_by_the_optimizer() -> None:
 
 
 def test_a_block_that_fine_tuning_spoiled_is_culled_before_it_is_fossilized() -> None:
-    losses = iter([0.5, 1.0, 1.0, 0.9])  # it helps at first; after fine-tuning it harms
-    loop = Loop(EAGER, evaluate=lambda: Figures(loss=next(losses)))
+    loop = Loop(
+        EAGER, judged=[(0.5, 1.0), (1.0, 0.9)]
+    )  # it helps at first; after fine-tuning it harms
     with loop.tamiyo:
         at_graft: dict[str, Any] = {}
         for before, packet in loop.run(20):
@@ -219,8 +229,7 @@ def test_a_block_that_fine_tuning_spoiled_is_culled_before_it_is_fossilized() ->
 
 
 def test_a_block_that_fine_tuning_left_alone_needs_no_second_gain() -> None:
-    losses = iter([0.5, 1.0, 0.9, 0.9])
-    loop = Loop(EAGER, evaluate=lambda: Figures(loss=next(losses)))
+    loop = Loop(EAGER, judged=[(0.5, 1.0), (0.9, 0.9)])
     with loop.tamiyo:
         assert any(_reached(packet, SeedState.FOSSILIZED) for _, packet in loop.run(20))
 
@@ -233,8 +242,7 @@ def test_a_block_that_fine_tuning_left_alone_needs_no_second_gain() -> None:
 def test_a_model_saved_in_any_state_is_grown_on_by_a_new_controller(
     state: SeedState, is_known: bool, tmp_path: Path
 ) -> None:
-    always_helps = itertools.cycle([Figures(loss=0.5), Figures(loss=1.0)])
-    first = Loop(EAGER, evaluate=lambda: next(always_helps))
+    first = Loop(EAGER, judged=[(0.5, 1.0)])
     with first.tamiyo:
         assert any(_reached(packet, state) for _, packet in first.run(20))
         first.bed.save(tmp_path)
@@ -369,3 +377,42 @@ def test_a_kernel_that_no_longer_verifies_is_not_run_and_training_goes_on(
         report = loop.tamiyo.field_reports[-1]
         assert report.outcome is SeedState.CANCELLED
         assert "does not verify" in report.reason
+
+
+def test_accumulated_gradients_autocast_a_scaler_and_an_average_are_followed() -> None:
+    loop = Loop(Never())
+    average = torch.optim.swa_utils.AveragedModel(loop.model)
+    scaler = torch.amp.GradScaler("cpu")
+    loop.tamiyo.close()
+    tamiyo = Tamiyo(
+        loop.bed,
+        loop.optimizer,
+        scheduler=loop.scheduler,
+        scaler=scaler,
+        copies=[average],
+        policy=EAGER,
+    )
+    with tamiyo:
+        for _ in range(20):
+            for number, batch in enumerate(torch.randperm(128).split(4)):  # pyright: ignore
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    logits = loop.model(loop.inputs[batch])
+                loss = functional.cross_entropy(logits.float(), loop.targets[batch])
+                scaler.scale(loss / 2).backward()  # pyright: ignore
+                if number % 2:
+                    scaler.step(loop.optimizer)
+                    scaler.update()
+                    loop.optimizer.zero_grad()
+                    average.update_parameters(loop.model)
+            packet = tamiyo.end_epoch(val_loss=1.0)
+            if any(graft_is_in(average.module) for _ in packet.events):
+                break
+        else:
+            pytest.fail("the average did not grow")
+        assert loop.bed.step == tamiyo.epoch * 16
+        names = {name for name, _ in loop.model.named_parameters()}
+        assert names == {name for name, _ in average.module.named_parameters()}
+
+
+def graft_is_in(model: nn.Module) -> bool:
+    return any(isinstance(module, Graft) for module in model.modules())

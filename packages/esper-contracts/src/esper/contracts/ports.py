@@ -108,8 +108,14 @@ class SeedBed(Protocol):
         """Close the epoch's sampled statistics and return one signal per seed."""
         ...
 
-    def without(self, seed_id: tuple[int, int]) -> AbstractContextManager[None]:
-        """Within the context, the host computes as if this seed's kernel were not there."""
+    def without(
+        self, seed_id: tuple[int, int], *, settle: Callable[[], object] | None = None
+    ) -> AbstractContextManager[None]:
+        """Within the context, the host computes as if this seed's kernel were not there.
+
+        `settle` runs data through the model first, from which batch norms take their statistics meanwhile:
+        those that they keep belong to the model with the kernel.
+        """
         ...
 
     def num_parameters(self) -> int:

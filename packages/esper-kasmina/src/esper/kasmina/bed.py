@@ -4,8 +4,8 @@
 points and reads health at the end of each epoch. Implements the port `esper.contracts.SeedBed`.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +232,15 @@ class Bed:
         self._copies.sync_alpha()
         return signals
 
-    @contextmanager
-    def without(self, seed_id: tuple[int, int]) -> Generator[None]:
-        """Within the context, the host computes as if this seed's kernel were not there."""
+    def without(
+        self, seed_id: tuple[int, int], *, settle: Callable[[], object] | None = None
+    ) -> AbstractContextManager[None]:
+        """Within the context, the host computes as if this seed's kernel were not there.
+
+        `settle` runs data through it first, from which batch norms take their statistics meanwhile.
+        """
         graft = self.seed(seed_id).graft
-        if graft is None:
-            yield
-            return
-        was_enabled, graft.enabled = graft.enabled, False
-        try:
-            yield
-        finally:
-            graft.enabled = was_enabled
+        return graft.absent(self.model, settle) if graft is not None else nullcontext()
 
     def mark(self) -> Mark:
         """Return this moment of the whole run, to go back to with `roll_back`.

@@ -8,7 +8,8 @@ Shapes: `h` the features at a site, `(…, D)` or `(B, D, …)`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, Self, cast
 from weakref import WeakSet
 
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from esper.contracts import Site, SiteKind
 from esper.kasmina.adapters import Adapter, adapter_of
 from esper.kasmina.kernels import Block
+from esper.kasmina.restating import restated
 from esper.kasmina.source import Source
 from esper.kasmina.tap import Tap
 from esper.kasmina.watching import in_function_transform, unnoticed
@@ -95,6 +97,16 @@ class Graft(nn.Module):
         # A tensor, so that ramping it needs no new graph under torch.compile.
         self.register_buffer("alpha", torch.zeros((), device=device))
         self.register_load_state_dict_post_hook(_forgive_absent_grafts)  # pyright: ignore[reportUnknownMemberType]
+
+    @contextmanager
+    def absent(self, host: nn.Module, settle: Callable[[], object] | None) -> Generator[None]:
+        """Within the context, it does nothing; see `restating` for `settle`."""
+        was_enabled, self.enabled = self.enabled, False
+        try:
+            with restated(host, settle):
+                yield
+        finally:
+            self.enabled = was_enabled
 
     def forward(self, h: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the features with the block's contribution, in the shape and type of `h`."""

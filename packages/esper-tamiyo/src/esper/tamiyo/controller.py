@@ -69,6 +69,8 @@ class Tamiyo:
         bed: the host with its seeds, from `esper.kasmina.wrap`.
         optimizer: the `torch.optim.Optimizer` that trains the host.
         scheduler: its learning-rate scheduler, restored together with it on an undo.
+        scaler: the `torch.amp.GradScaler`, likewise; steps that it skips count for nothing.
+        copies: modules of the host's architecture (moving averages, teachers) that grow along.
         policy: where and when to grow; by default early, where the loss shows a lack.
         evaluate: measures the model on validation data. With it, a block is judged against the same
             weights without it; otherwise against the model before the graft only.
@@ -88,6 +90,8 @@ class Tamiyo:
         optimizer: Any,
         *,
         scheduler: Any | None = None,
+        scaler: Any | None = None,
+        copies: Sequence[Any] = (),
         policy: Policy | None = None,
         evaluate: Evaluate | None = None,
         epochs: int | None = None,
@@ -117,7 +121,7 @@ class Tamiyo:
             self.kernels = forge_kernels(bed, self._runtime)
             for kernel in self.kernels:
                 self._record("kernel", kernel)
-            bed.attach(optimizer, scheduler)
+            bed.attach(optimizer, scheduler, scaler=scaler, copies=copies)
         except BaseException:
             self._closing.close()
             raise
@@ -270,7 +274,7 @@ class Tamiyo:
             measured, without = _figures(now), None
         else:
             measured = self._evaluate()
-            with self.bed.without(seed.seed_id):
+            with self.bed.without(seed.seed_id, settle=self._evaluate):
                 without = self._evaluate()
         evidence = Evidence(
             before=_figures(before) if before is not None else None,
