@@ -19,6 +19,8 @@ from esper.tamiyo import AtRandom, Chance, Gap, Heuristic, Periodic, Policy, Tam
 DEFAULT = "default"
 """What anybody gets: `wrap(model, example=…, widen=True)` and `Tamiyo(bed, optimizer)`."""
 
+BLOCKS_EARLY = "blocks, input side"
+
 STATIC = "static, "
 
 type Grow = Callable[[Problem, nn.Module, int], tuple[Bed, Policy]]
@@ -66,7 +68,7 @@ GROWS: Mapping[str, Grow] = {
     DEFAULT: _default,
     "heuristic": _heuristic,
     "random": _random,
-    "blocks, input side": _blocks_at(0),
+    BLOCKS_EARLY: _blocks_at(0),
     "blocks, output side": _blocks_at(-1),
 }
 
@@ -86,7 +88,7 @@ SCRATCH: Mapping[str, Scratch] = {
     "default's net from scratch": Scratch(of=DEFAULT),
     "… what grew is zero at birth": Scratch(of=DEFAULT, zeros=True),
     "… for as many steps": Scratch(of=DEFAULT, equal_steps=True),
-    "blocks' net from scratch": Scratch(of="blocks, input side"),
+    "blocks' net from scratch": Scratch(of=BLOCKS_EARLY),
 }
 
 GROMO = "GroMo"

@@ -1,6 +1,6 @@
 """Does growth land where a host is too narrow? One layer in turn is planted narrow, and the policy decides.
 
-    uv run python tests/benchmarks/growth/bottlenecks.py --seeds 5
+    uv run python tests/benchmarks/growth/bottlenecks.py --seeds 5 --out bottlenecks.jsonl
 
 Each host trains as ever, with the default sampling of health and a decision after every 400 steps. A policy
 chooses among all blocks at all layers and all new units beside all layers; a hit is that its first choice is
@@ -11,14 +11,15 @@ new units beside the narrow layer, which has an eighth of its width.
 # pyright: reportUnknownMemberType=false
 
 import argparse
+import json
 import logging
 import os
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from nets import CONTEXT, Attention, Embedding, Residual
@@ -196,9 +197,11 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="keeps what is done, one line for each run")
     arguments = parser.parse_args()
     names: list[str] = arguments.families
     policies: list[str] = arguments.policies
+    done = _kept(arguments.out)
     wanted = [
         (name, place, seed, policy)
         for name in names
@@ -206,21 +209,34 @@ def main() -> None:
         for seed in range(arguments.seeds)
         for policy in policies
     ]
-    found: Counter[tuple[str, str]] = Counter()
-    runs = Counter((name, policy) for name, _, _, policy in wanted)
-    random.Random(0).shuffle(wanted)  # so that the bar is about right
+    missing = [run for run in wanted if run not in done]
+    random.Random(0).shuffle(missing)  # so that the bar is about right
     with Progress() as progress, ProcessPoolExecutor(arguments.processes) as processes:
-        shown = progress.add_task("hosts", total=len(wanted))
-        running = {processes.submit(hits, *each): each for each in wanted}
+        shown = progress.add_task("hosts", total=len(missing))
+        running = {processes.submit(hits, *run): run for run in missing}
         for finished in as_completed(running):
-            name, _, _, policy = running[finished]
-            found[name, policy] += finished.result()
+            run = running[finished]
+            done[run] = finished.result()
+            if arguments.out is not None:
+                with arguments.out.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps([*run, done[run]]) + "\n")
             progress.advance(shown)
     print(f"| hosts | places | {' | '.join(policies)} |")
     print("|" + "---|" * (2 + len(policies)))
     for name in names:
-        shares = (f"{found[name, p]} of {runs[name, p]}" for p in policies)
+        shares: list[str] = []
+        for policy in policies:
+            found = [done[run] for run in wanted if (run[0], run[3]) == (name, policy)]
+            shares.append(f"{sum(found)} of {len(found)}")
         print(f"| {name} | {FAMILIES[name].num_places} | {' | '.join(shares)} |")
+
+
+def _kept(path: Path | None) -> dict[tuple[str, int, int, str], bool]:
+    """Return what an interrupted command had done."""
+    if path is None or not path.exists():
+        return {}
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {(name, place, seed, policy): hit for name, place, seed, policy, hit in lines}
 
 
 if __name__ == "__main__":

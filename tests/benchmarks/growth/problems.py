@@ -80,7 +80,7 @@ def conv() -> Problem:
 
 
 def digits() -> Problem:
-    """Return scikit-learn's digits for three convolutions of two channels."""
+    """Return scikit-learn's digits for three convolutions of four channels."""
     found = cast("Any", load_digits())
     x = torch.tensor(found.images).float().unsqueeze(1) / 16
     y = torch.tensor(found.target)
@@ -88,12 +88,12 @@ def digits() -> Problem:
     x, y = x[order], y[order]
     return Problem(
         name="conv net, digits",
-        host=lambda: image_net(2),
-        statics={f"{w} channels": partial(image_net, w) for w in (4, 8, 12, 16)},
+        host=lambda: image_net(4),
+        statics={f"{w} channels": partial(image_net, w) for w in (6, 8, 12, 16)},
         batch=_batches(x[:1000], y[:1000], 64),
         validation=(x[1000:1350], y[1000:1350]),
         test=(x[1350:], y[1350:]),
-        steps=4000,
+        steps=2500,
         learning_rates=(8e-3, 16e-3),
         loss_of=_losses,
     )
