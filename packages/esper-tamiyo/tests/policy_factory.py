@@ -82,6 +82,7 @@ def observation(
         health=health or [],
         kernels=kernels if kernels is not None else [kernel(1), kernel(2, num_parameters=1000)],
         outcomes=outcomes or [],
+        num_parameters=1000,
         seconds=seconds,
     )
 

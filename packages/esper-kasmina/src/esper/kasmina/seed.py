@@ -197,9 +197,15 @@ class Seed:
         )
 
     def enter(self, state: SeedState) -> None:
-        """Start `state` from its first step, with the kernel learning or frozen as it asks for."""
+        """Start `state` from its first step, with the kernel learning or frozen as it asks for.
+
+        The host settles as soon as all of the kernel is in, so that steps after the ramp count for
+        STABILIZATION: where epochs are long, a verdict need not wait for one more of them.
+        """
+        is_settling = self.state is SeedState.GRAFTING and state is SeedState.STABILIZATION
+        after_ramp = 0 if self.stages.ramp_epochs else self.steps_in_state - self.stages.ramp_steps
         self.state = state
-        self.steps_in_state = 0
+        self.steps_in_state = max(0, after_ramp) if is_settling else 0
         self.epochs_in_state = 0
         self.stop_learning()
         if state is SeedState.TRAINING:

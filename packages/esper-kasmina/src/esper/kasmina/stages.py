@@ -38,7 +38,8 @@ class StageLengths:
     """How alpha rises: evenly, or slowly at both ends."""
 
     settle_steps: int = 20
-    """Optimizer steps in STABILIZATION, for running statistics to settle."""
+    """Optimizer steps with all of the kernel, for running statistics to settle: those of STABILIZATION and
+    those of GRAFTING after its ramp."""
 
     fine_tuning_steps: int = 20
     """Optimizer steps in FINE_TUNING."""

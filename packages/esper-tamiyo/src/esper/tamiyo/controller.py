@@ -312,6 +312,7 @@ class Tamiyo:
             health=health,
             kernels=self.kernels,
             outcomes=tuple(self.field_reports),
+            num_parameters=self.bed.num_parameters(),
             seconds=time.monotonic() - self._begun,
         )
 

@@ -13,7 +13,7 @@ from typing import override
 
 from esper.contracts import CompiledKernelArtifact, SeedStatus
 from esper.tamiyo.policies.growing import Growing, position
-from esper.tamiyo.policies.policy import Observation
+from esper.tamiyo.policies.policy import Observation, gain_share
 from esper.tamiyo.policies.timing import Periodic, Timing
 
 
@@ -25,8 +25,10 @@ class Gap(Growing):
 
     timing: Timing = field(default_factory=Periodic)
     position_weight: float = 1.0
-    gap_weight: float = 0.5
-    capacity_weight: float = 0.1
+    gap_weight: float = 0.25
+    size_weight: float = 0.5
+    """Of `log(r) - r / 2`, for a block with `r` times as many parameters as the model has. It is highest
+    for `r = 2`: a step costs more with every parameter, and what more of them bring diminishes."""
     bottleneck_weight: float = 10.0
     """Of the fact that a layer is a bottleneck: more than all the others together can be."""
 
@@ -34,9 +36,10 @@ class Gap(Growing):
     def score(
         self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
     ) -> tuple[float, dict[str, float]]:
-        """Return the weighted sum of position, share of the largest gap, and capacity.
+        """Return the weighted sum of position, share of the largest gap, and size.
 
-        For new units: of the share of the gap that they could follow, and capacity.
+        For new units: of the share of the gap that they could follow, next to the largest share of all
+        layers, and of size.
         """
         if observation.site_of(seed).widens is not None:
             return self._score_units(observation, seed, kernel)
@@ -47,32 +50,28 @@ class Gap(Growing):
             "position": position(observation, seed),
             "gap": gap,
             "gap_share": gap / largest if largest > 0 else 0.0,
-            "capacity": math.log10(1 + kernel.num_parameters),
+            "size": size_of(observation, kernel),
         }
         score = (
             self.position_weight * numbers["position"]
             + self.gap_weight * numbers["gap_share"]
-            + self.capacity_weight * numbers["capacity"]
+            + self.size_weight * _worth(numbers["size"])
         )
         return score, numbers
 
     def _score_units(
         self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
     ) -> tuple[float, dict[str, float]]:
-        share = gain_share(observation, seed)
-        numbers = {"gain_share": share, "capacity": math.log10(1 + kernel.num_parameters)}
-        first = self.bottleneck_weight if share > 0 else -self.bottleneck_weight
-        return first + share + self.capacity_weight * numbers["capacity"], numbers
+        share = gain_share(observation.health_of(seed))
+        numbers = {"gain_share": share, "size": size_of(observation, kernel)}
+        first = 1 + share / observation.largest_gain_share if share > 0 else -1 + share
+        return self.bottleneck_weight * first + self.size_weight * _worth(numbers["size"]), numbers
 
 
-def gain_share(observation: Observation, seed: SeedStatus) -> float:
-    """Return the share of the gap that new units here could follow beyond chance.
+def size_of(observation: Observation, kernel: CompiledKernelArtifact) -> float:
+    """Return how many times the parameters of the model a block has."""
+    return kernel.num_parameters / max(1, observation.num_parameters)
 
-    Where nothing is known of it, -1: less than any layer that is no bottleneck has.
-    """
-    health = observation.health_of(seed)
-    gap = None if health is None else health.expressivity_gap
-    gain = None if health is None else health.expressivity_gain
-    if gap is None or gain is None or not (math.isfinite(gain) and 0 < gap < math.inf):
-        return -1.0
-    return max(-1.0, gain / gap)
+
+def _worth(size: float) -> float:
+    return math.log(size) - size / 2 if size > 0 else -math.inf

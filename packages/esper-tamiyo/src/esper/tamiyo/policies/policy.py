@@ -45,6 +45,8 @@ class Observation:
     """VALIDATED kernels at hand."""
     outcomes: Sequence[FieldReport]
     """Of this run, oldest first."""
+    num_parameters: int
+    """Trainable parameters that the model has now."""
     seconds: float = 0.0
     """Wall time since the controller was made."""
 
@@ -75,6 +77,24 @@ class Observation:
         wider = {site.layer_id for site in self.sites if site.widens is not None}
         gaps = (s.expressivity_gap for s in self.health if s.layer_id not in wider)
         return max((gap for gap in gaps if gap is not None and math.isfinite(gap)), default=0.0)
+
+    @cached_property
+    def largest_gain_share(self) -> float:
+        """The largest `gain_share` of all places to widen; -1 where none is known."""
+        wider = {site.layer_id for site in self.sites if site.widens is not None}
+        return max((gain_share(s) for s in self.health if s.layer_id in wider), default=-1.0)
+
+
+def gain_share(health: HealthSignal | None) -> float:
+    """Return the share of the expressivity gap that new units could follow beyond chance.
+
+    Where nothing is known of it, -1: less than any layer that is no bottleneck has.
+    """
+    gap = None if health is None else health.expressivity_gap
+    gain = None if health is None else health.expressivity_gain
+    if gap is None or gain is None or not (math.isfinite(gain) and 0 < gap < math.inf):
+        return -1.0
+    return max(-1.0, gain / gap)
 
 
 @dataclass(frozen=True, kw_only=True)
