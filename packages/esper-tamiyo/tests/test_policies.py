@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_factory import FALLING, STALLED, WIDER, healthy, kernel, observation, seed, site
+from policy_factory import (
+    FALLING,
+    SIGNATURE,
+    STALLED,
+    WIDER,
+    healthy,
+    kernel,
+    observation,
+    seed,
+    site,
+)
 
 from esper.contracts import (
     Action,
@@ -16,8 +26,10 @@ from esper.contracts import (
     ConfigError,
     EventLog,
     HealthSignal,
+    KernelSignature,
     NotFoundError,
     SeedState,
+    SiteKind,
     SystemStatePacket,
 )
 from esper.tamiyo import (
@@ -143,6 +155,40 @@ def test_where_there_is_nothing_else_the_narrowest_layer_becomes_wider() -> None
     assert proposal.chosen is not None
     assert proposal.chosen.site == "layer1"
     assert proposal.chosen.numbers["gain_share"] == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize("widens", [None, "before"])
+def test_of_several_sizes_the_one_that_triples_the_model_is_chosen(widens: str | None) -> None:
+    signature = WIDER if widens else SIGNATURE
+    sizes = (10, 100, 2000, 9000, 100_000)
+    seen = observation(
+        STALLED,
+        sites=[site(0, widens=widens)],
+        seeds=[seed(0)],
+        kernels=[
+            kernel(n, num_parameters=size, signature=signature) for n, size in enumerate(sizes)
+        ],
+        health=[healthy(0, gap=1.0, gain=0.1)],
+    )
+    assert seen.num_parameters == 1000
+    proposal = Gap(timing=ALWAYS).propose(seen)
+    assert [each.num_parameters for each in proposal.candidates] == [2000, 9000, 100, 10, 100_000]
+
+
+def test_of_two_bottlenecks_the_narrower_one_is_first_whatever_the_size() -> None:
+    wide = KernelSignature(kind=SiteKind.FEATURES, features=8, inputs=8)
+    seen = observation(
+        STALLED,
+        sites=[site(0, widens="a"), site(1, widens="b").model_copy(update={"signature": wide})],
+        kernels=[
+            kernel(1, num_parameters=100, signature=WIDER),
+            kernel(2, num_parameters=2000, signature=wide),
+        ],
+        health=[healthy(0, gap=1.0, gain=0.009), healthy(1, gap=1.0, gain=0.0001)],
+    )
+    proposal = Gap(timing=ALWAYS).propose(seen)
+    assert proposal.chosen is not None
+    assert proposal.chosen.site == "layer0"
 
 
 def test_periodic_growth_is_early_and_regular() -> None:
