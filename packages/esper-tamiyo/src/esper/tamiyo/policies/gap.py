@@ -30,7 +30,7 @@ class Gap(Growing):
     """Of `log(r) - r / 2`, for a block with `r` times as many parameters as the model has. It is highest
     for `r = 2`: a step costs more with every parameter, and what more of them bring diminishes."""
     bottleneck_weight: float = 10.0
-    """Of the fact that a layer is a bottleneck: more than all the others together can be."""
+    """Of being a bottleneck, and once more of being the narrowest: more than place and gap can be."""
 
     @override
     def score(
