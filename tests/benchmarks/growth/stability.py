@@ -1,0 +1,162 @@
+"""Does a run stay calm while it grows again and again? Twenty adaptations in one run, kept or undone.
+
+    uv run python tests/benchmarks/growth/stability.py --seeds 3
+
+After a warm-up of its own, a host is grown at random places at every decision, four blocks deep, and each
+block is judged as ever. Accuracy is measured after every step of a ramp and every tenth step otherwise.
+Reported are the largest fall of accuracy below the best so far, relative to it; how far the host's own
+weights turn, each tensor through the ramp of a block elsewhere (1 - cosine); and whether undos restored all.
+"""
+
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+import argparse
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from problems import PROBLEMS, Problem
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional
+from training import measure
+
+from esper.contracts import SeedState, SystemStatePacket
+from esper.kasmina import Bed, wrap
+from esper.tamiyo import AtRandom, Chance, Tamiyo
+
+ADAPTATIONS = 20
+WARM_UP_STEPS = 1500
+STEPS_PER_DECISION = 50
+MOST_DECISIONS = 400
+DEPTH = 4
+LEARNING_RATE = 2e-3
+
+_ENDED = (SeedState.FOSSILIZED, SeedState.CULLED, SeedState.ROLLED_BACK)
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """What happened so far."""
+
+    best: float = 0.0
+    largest_fall: float = 0.0
+    """Of accuracy below the best so far, as a share of it."""
+    largest_turn: float = 0.0
+    """1 - cosine of a tensor of the host before and after the ramp of a block at another layer."""
+    kept: int = 0
+    undone: int = 0
+    undone_exactly: int = 0
+    before: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """The host's own weights as a block was grafted."""
+
+    def see(self, accuracy: float) -> None:
+        self.best = max(self.best, accuracy)
+        self.largest_fall = max(self.largest_fall, 1 - accuracy / self.best)
+
+
+def run(problem: Problem, seed: int) -> Watch:
+    """Grow until there were enough adaptations."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model, watch = problem.host(), Watch()
+    generator = torch.Generator().manual_seed(seed)
+    bed = wrap(model, example=problem.batch(generator)[0][:8], widen=True, depth=DEPTH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    policy = Chance(seed=seed, timing=AtRandom(chance=1.0, seed=seed))
+
+    def evaluate() -> float:
+        return measure(model, problem, problem.validation).accuracy or 0.0
+
+    def step() -> None:
+        inputs, targets = problem.batch(generator)
+        loss = problem.loss_of(model(inputs), targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    for _ in range(WARM_UP_STEPS):
+        step()
+    watch.see(evaluate())
+    with Tamiyo(
+        bed,
+        optimizer,
+        policy=policy,
+        evaluate=lambda: measure(model, problem, problem.validation),
+    ) as tamiyo:
+        for _ in track(range(MOST_DECISIONS), description=f"seed {seed}", transient=True):
+            for number in range(STEPS_PER_DECISION):
+                step()
+                is_ramping = any(s.state is SeedState.GRAFTING for s in bed.seeds())
+                if is_ramping or number % 10 == 9:
+                    watch.see(evaluate())
+            sha256 = bed.weights_sha256()
+            figures = measure(model, problem, problem.validation)
+            packet = tamiyo.end_epoch(val_loss=figures.loss, val_accuracy=figures.accuracy)
+            _note(watch, packet, bed, sha256)
+            watch.see(evaluate())
+            if watch.kept + watch.undone >= ADAPTATIONS:
+                break
+    return watch
+
+
+_at_graft: dict[tuple[int, int], str] = {}
+"""The host's hash right before each graft, by seed."""
+
+
+def _note(watch: Watch, packet: SystemStatePacket, bed: Bed, sha256: str) -> None:
+    for event in packet.events:
+        if event.to_state is SeedState.GRAFTING:
+            _at_graft[event.seed_id] = sha256
+            watch.before = _own_weights(bed.model, besides=event.site)
+        elif event.to_state is SeedState.STABILIZATION:
+            now = _own_weights(bed.model, besides=event.site)
+            turns = [_turn(old, now[name]) for name, old in watch.before.items() if name in now]
+            watch.largest_turn = max([watch.largest_turn, *turns])
+        elif event.to_state in _ENDED:
+            before = _at_graft.pop(event.seed_id, None)
+            if event.to_state is SeedState.FOSSILIZED:
+                watch.kept += 1
+            elif before is not None:
+                watch.undone += 1
+                watch.undone_exactly += bed.weights_sha256() == before
+
+
+def _own_weights(model: nn.Module, *, besides: str) -> dict[str, Tensor]:
+    """Return the weights of layers that are no blocks and do not carry the block that is being grafted."""
+    near = besides.rpartition(" into ")[2]
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and "esper" not in name and not name.startswith(f"{near}.")
+    }
+
+
+def _turn(old: Tensor, new: Tensor) -> float:
+    return 1 - functional.cosine_similarity(old.flatten(), new.flatten(), dim=0).item()
+
+
+def main() -> None:
+    """Run all seeds, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["digits", "mlp"])
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    print("| host | seed | kept | undone | exactly | largest fall of accuracy | largest turn |")
+    print("|---|---|---|---|---|---|---|")
+    for name in arguments.problems:
+        problem = PROBLEMS[name]()
+        for seed in range(arguments.seeds):
+            watch = run(problem, seed)
+            print(
+                f"| {problem.name} | {seed} | {watch.kept} | {watch.undone} | {watch.undone_exactly} "
+                f"| {watch.largest_fall:.1%} | {watch.largest_turn:.3f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
