@@ -9,12 +9,12 @@ are mid-grey on no background, which reads on a light page and on a dark one.
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, override
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogFormatter
 
 from esper.contracts import SeedEvent, SeedState
 from esper.tamiyo.summary import RunRecord, Training
@@ -58,6 +58,14 @@ def draw_curves(record: RunRecord) -> list[str]:
     ]
 
 
+class _Plain(LogFormatter):
+    """Numbers without powers of ten, and as few of them as have room."""
+
+    @override
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
+
+
 def _draw_curve(record: RunRecord, name: str, title: str) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")
@@ -69,7 +77,7 @@ def _draw_curve(record: RunRecord, name: str, title: str) -> str:
         if name == "val_loss":
             axes.set_yscale("log")
             for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                axis_formatter(StrMethodFormatter("{x:.3g}"))
+                axis_formatter(_Plain(minor_thresholds=(2, 0.5)))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.legend(frameon=False, fontsize=8)
