@@ -5,7 +5,8 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import override
 
 import rival
 import torch
@@ -14,7 +15,17 @@ from torch import nn
 from training import DECISIONS, Result, measure, step_flops, train
 
 from esper.kasmina import Bed, Block, StageLengths, initialise_block, wrap
-from esper.tamiyo import AtRandom, Chance, Gap, Heuristic, Periodic, Policy, Tamiyo
+from esper.tamiyo import (
+    AtRandom,
+    Chance,
+    Gap,
+    Heuristic,
+    Observation,
+    Periodic,
+    Policy,
+    Proposal,
+    Tamiyo,
+)
 
 DEFAULT = "default"
 """What anybody gets: `wrap(model, example=…, widen=True)` and `Tamiyo(bed, optimizer)`."""
@@ -42,6 +53,18 @@ def _bed(problem: Problem, model: nn.Module) -> Bed:
     return wrap(model, example=problem.batch(torch.Generator().manual_seed(0))[0][:8], widen=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Only(Gap):
+    """The default, but for one design."""
+
+    blueprint: str
+
+    @override
+    def propose(self, observation: Observation) -> Proposal:
+        kernels = [k for k in observation.kernels if k.blueprint_name == self.blueprint]
+        return super().propose(replace(observation, kernels=kernels))
+
+
 def _blocks_at(number: int) -> Grow:
     """Return an arm that grows `Problem.block` at the place of this number, at the first decision."""
 
@@ -59,7 +82,8 @@ def _blocks_at(number: int) -> Grow:
                 fine_tuning_steps=0,
             ),
         )
-        return bed, Gap(timing=Periodic(every_epochs=DECISIONS), min_epochs_left=2)
+        once = Periodic(every_epochs=DECISIONS)
+        return bed, _Only(blueprint=problem.block.name, timing=once, min_epochs_left=2)
 
     return grow
 
