@@ -17,10 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from esper.contracts import (
+    CompiledKernelArtifact,
     ConfigError,
     KasminaCommand,
     KernelRejectedError,
+    SeedEvent,
     SeedState,
+    SeedStatus,
     SystemStatePacket,
 )
 from esper.contracts.registry import bus_factory
@@ -28,6 +31,7 @@ from esper.kasmina import load, wrap
 from esper.kasmina.graft import Graft
 from esper.tamiyo import (
     Figures,
+    Growing,
     Heuristic,
     Never,
     Observation,
@@ -85,6 +89,7 @@ class Loop:
         judged: Sequence[tuple[float, float]] = (),
         runtime: Runtime | None = None,
         saved_in: Path | None = None,
+        depth: int = 1,
     ) -> None:
         """`judged`: losses with a block and without it, at each look in turn; then the last pair."""
         torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
@@ -97,7 +102,7 @@ class Loop:
             nn.Dropout(0.1),
             nn.Linear(6, 3),
         )
-        self.bed = wrap(self.model) if saved_in is None else load(self.model, saved_in)
+        self.bed = wrap(self.model, depth=depth) if saved_in is None else load(self.model, saved_in)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=3)
         self.tamiyo = Tamiyo(
@@ -377,6 +382,44 @@ def test_a_kernel_that_no_longer_verifies_is_not_run_and_training_goes_on(
         report = loop.tamiyo.field_reports[-1]
         assert report.outcome is SeedState.CANCELLED
         assert "does not verify" in report.reason
+
+
+class Stacking(Growing):
+    """Residual MLPs in a row, each a copy of the one before."""
+
+    name = "stacking"
+
+    def score(
+        self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
+    ) -> tuple[float, dict[str, float]]:
+        return float(kernel.blueprint_name == "residual_mlp"), {}
+
+
+def test_a_second_block_in_a_row_is_born_as_a_copy_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = Stacking(timing=Plateau(stall_improvement=10.0), stack=True)
+    loop = Loop(policy, judged=[(0.5, 1.0)], depth=2)
+    given: list[KasminaCommand] = []
+    execute = loop.bed.execute
+
+    def noting(command: KasminaCommand) -> SeedEvent | None:
+        given.append(command)
+        return execute(command)
+
+    monkeypatch.setattr(loop.bed, "execute", noting)
+    with loop.tamiyo:
+        for _ in loop.run(60):
+            outcomes = [report.outcome for report in loop.tamiyo.field_reports]
+            if outcomes.count(SeedState.FOSSILIZED) == 2:
+                break
+        else:
+            pytest.fail("no second block was kept")
+    loading = [command for command in given if command.target is SeedState.LOADING]
+    assert [(command.seed_id, command.copy_of) for command in loading[:2]] == [
+        ((0, 0), None),
+        ((0, 1), (0, 0)),
+    ]
 
 
 def test_accumulated_gradients_autocast_a_scaler_and_an_average_are_followed() -> None:

@@ -25,7 +25,7 @@ from kasmina_factory import (
 )
 from torch import Tensor, nn
 
-from esper.contracts import SeedState
+from esper.contracts import KasminaCommand, KernelRejectedError, NotFoundError, SeedState
 from esper.kasmina import Bed, Block, load, wrap
 
 S = SeedState
@@ -129,3 +129,64 @@ def test_a_saved_row_of_blocks_comes_back(tmp_path: Path) -> None:
         ((0, 1), S.FOSSILIZED),
         ((0, 2), S.DORMANT),
     ]
+
+
+def test_a_block_can_be_born_as_a_copy_of_its_trained_neighbour() -> None:
+    bed, optimizer = bed_of_depth(2)
+    grow(bed, TO_FOSSILIZED, chunk=0, name="residual_mlp", change=wake)
+    train(bed.model, optimizer, steps=3)
+    trained = bed.seed((0, 0))
+    assert trained.block is not None
+    assert trained.kernel_id is not None
+    command(bed, S.GERMINATED, kernel_id=trained.kernel_id)
+    command(bed, S.LOADING, copy_of=(0, 0))
+    copied = bed.seed((0, 1)).block
+    assert copied is not None
+    assert copied is not trained.block
+    for own, model in zip(copied.parameters(), trained.block.parameters(), strict=True):
+        assert torch.equal(own, model)
+        assert own.data_ptr() != model.data_ptr()
+    x, _ = batch_for(bed.model)
+    before = bed.model(x)
+    command(bed, S.TRAINING)
+    command(bed, S.GRAFTING)
+    assert torch.equal(bed.model(x), before)  # at alpha 0
+
+
+@pytest.mark.parametrize("kept", [None, "gated_mlp"])
+def test_a_copy_of_no_block_or_of_another_kernel_is_refused(kept: str | None) -> None:
+    bed, _ = bed_of_depth(2)
+    if kept is not None:
+        grow(bed, TO_FOSSILIZED, chunk=0, name=kept, change=wake)
+    grow(bed, (S.GERMINATED,), chunk=1, name="residual_mlp")
+    why = "no block" if kept is None else "another kernel"
+    with pytest.raises(KernelRejectedError, match=f"seed .0, 1. cannot begin as a copy .* {why}"):
+        command(bed, S.LOADING, copy_of=(0, 0))
+    assert bed.seed((0, 1)).state is S.GERMINATED
+    assert bed.seed((0, 1)).block is None
+    with pytest.raises(NotFoundError):
+        command(bed, S.LOADING, copy_of=(7, 0))
+
+
+def test_only_loading_makes_copies() -> None:
+    with pytest.raises(ValueError, match="copy_of is given only when target is LOADING"):
+        KasminaCommand(seed_id=(0, 1), target=S.TRAINING, copy_of=(0, 0), epoch=0, reason="a test")
+
+
+def command(
+    bed: Bed,
+    target: SeedState,
+    *,
+    kernel_id: str | None = None,
+    copy_of: tuple[int, int] | None = None,
+) -> None:
+    bed.execute(
+        KasminaCommand(
+            seed_id=(0, 1),
+            target=target,
+            kernel_id=kernel_id,
+            copy_of=copy_of,
+            epoch=0,
+            reason="a test",
+        )
+    )

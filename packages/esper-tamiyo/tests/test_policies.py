@@ -191,6 +191,31 @@ def test_of_two_bottlenecks_the_narrower_one_is_first_whatever_the_size() -> Non
     assert proposal.chosen.site == "layer0"
 
 
+@pytest.mark.parametrize("stack", [True, False])
+def test_a_block_beside_one_of_its_kernel_is_a_copy_where_stacking_is_on(stack: bool) -> None:
+    rows = [site(0, depth=3), site(1, depth=3)]
+    kept = kernel(1).kernel_id
+    seen = observation(
+        STALLED,
+        sites=rows,
+        seeds=[
+            seed(0, SeedState.FOSSILIZED, index=0, kernel_id=kept),
+            seed(0, SeedState.FOSSILIZED, index=1, kernel_id=kept),
+            seed(0, index=2),
+            *(seed(1, index=index) for index in range(3)),
+        ],
+    )
+    found = Gap(timing=ALWAYS, stack=stack).propose(seen)
+    copies = {(c.seed_id, c.kernel_id): c.copy_of for c in found.candidates}
+    assert copies.pop(((0, 2), kept)) == ((0, 1) if stack else None)
+    assert len(copies) == 3
+    assert set(copies.values()) == {None}
+    if stack:
+        only = observation(STALLED, sites=rows[:1], seeds=list(seen.seeds[:3]), kernels=[kernel(1)])
+        reason = Gap(timing=ALWAYS, stack=True).propose(only).reason
+        assert "layer layer0: block1 as a copy of its neighbour scores highest" in reason
+
+
 def test_periodic_growth_is_early_and_regular() -> None:
     timing = Periodic(first_epoch=1, every_epochs=3, until_share=0.5)
     due = [

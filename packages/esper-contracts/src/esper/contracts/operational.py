@@ -104,6 +104,9 @@ class KasminaCommand(Contract):
     target: SeedState
     kernel_id: Sha256 | None = None
     """The kernel to germinate with; given exactly when `target` is GERMINATED."""
+    copy_of: SeedId | None = Field(default=None, exclude_if=lambda seed_id: seed_id is None)
+    """At LOADING: the block is born with the weights that this seed's block of the same kernel has now.
+    Left out of JSON where it is not."""
     epoch: int = Field(ge=0)
     reason: str = Field(min_length=1)
     issued_by: str = "tamiyo"
@@ -113,6 +116,8 @@ class KasminaCommand(Contract):
     def _check_kernel(self) -> Self:
         if (self.kernel_id is not None) != (self.target is SeedState.GERMINATED):
             raise ValueError("kernel_id is given exactly when target is GERMINATED")
+        if self.copy_of is not None and self.target is not SeedState.LOADING:
+            raise ValueError("copy_of is given only when target is LOADING")
         return self
 
 
@@ -140,6 +145,9 @@ class Candidate(Contract):
     kernel_id: Sha256
     blueprint_name: str
     num_parameters: int = Field(ge=0)
+    copy_of: SeedId | None = Field(default=None, exclude_if=lambda seed_id: seed_id is None)
+    """The seed whose block it would be a copy of, as trained by then. Left out of JSON where there is
+    none."""
     score: float
     """Higher is better; comparable within one decision only."""
     numbers: dict[str, float] = Field(default_factory=dict)

@@ -191,7 +191,8 @@ class Bed:
                 seed.germinate(self._fitting_kernel(seed, command.kernel_id or ""))
                 kernel_id = seed.kernel_id
             case SeedState.LOADING:
-                seed.block = self._admission.load(seed.kernel_id or "", str(seed.device))
+                block = self._admission.load(seed.kernel_id or "", str(seed.device))
+                seed.load(block, None if command.copy_of is None else self.seed(command.copy_of))
             case SeedState.TRAINING:
                 self._hook(seed)
             case SeedState.GRAFTING:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from esper.contracts import (
     CompiledKernelArtifact,
     HealthSignal,
+    KernelRejectedError,
     SeedState,
     SeedStatus,
     Site,
@@ -223,6 +224,22 @@ class Seed:
         """Choose `kernel`."""
         self.kernel_id = kernel.kernel_id
         self.blueprint_name = kernel.blueprint_name
+
+    def load(self, block: Block, source: "Seed | None") -> None:
+        """Hold `block`, with the weights that it came with or, as a copy, those of the block of `source`.
+
+        Raises:
+            KernelRejectedError: if `source` has no block of the same kernel.
+
+        """
+        if source is not None:
+            if source.block is None or source.kernel_id != self.kernel_id:
+                raise KernelRejectedError(
+                    f"seed {self.seed_id} cannot begin as a copy of seed {source.seed_id}, which has "
+                    f"{'no block' if source.block is None else 'a block of another kernel'}"
+                )
+            block.load_state_dict(source.block.state_dict())
+        self.block = block
 
     def hang(self, block: Block) -> None:
         """Make `block` part of the host's layer, at alpha 0."""

@@ -113,6 +113,7 @@ class Tamiyo:
         self._decisions: list[AdaptationSignal] = []
         self._before: dict[tuple[int, int], EpochFigures] = {}
         self._evidence: dict[tuple[int, int], Evidence] = {}
+        self._copy_of: dict[tuple[int, int], tuple[int, int]] = {}
         self._begun = time.monotonic()
         self._is_open = True
         self._closing = ExitStack()
@@ -294,6 +295,8 @@ class Tamiyo:
             if chosen is None or chosen.seed_id in germinated:
                 break
             germinated.add(chosen.seed_id)
+            if chosen.copy_of is not None:
+                self._copy_of[chosen.seed_id] = chosen.copy_of
             self._decide(
                 Action.GERMINATE, proposal.reason, seed_id=chosen.seed_id, proposal=proposal
             )
@@ -349,6 +352,7 @@ class Tamiyo:
                 seed_id=seed_id,
                 target=target,
                 kernel_id=kernel_id,
+                copy_of=self._copy_of.pop(seed_id, None) if target is _S.LOADING else None,
                 epoch=self.epoch,
                 reason=reason,
             )

@@ -33,6 +33,9 @@ class Growing(ABC):
     budget: Budget = field(default_factory=Budget)
     min_epochs_left: int = 8
     """A block needs about this long to be loaded, grafted and judged."""
+    stack: bool = False
+    """In a row of blocks (`Site.depth`), one of the same kernel as the last that was kept is born as a copy
+    of it, as trained by then. Off, because new blocks before trained ones do better than copies."""
 
     @abstractmethod
     def score(
@@ -71,7 +74,7 @@ class Growing(ABC):
         best = candidates[0]
         return Proposal(
             chosen=best,
-            reason=f"{due.reason}; layer {best.site}: {best.blueprint_name} scores highest of {len(scored)}",
+            reason=f"{due.reason}; layer {best.site}: {_named(best)} scores highest of {len(scored)}",
             candidates=candidates,
             numbers=numbers,
         )
@@ -82,13 +85,18 @@ class Growing(ABC):
         kernels = [kernel for kernel in observation.kernels if kernel.kernel_id not in refused]
         fitting: dict[KernelSignature, list[CompiledKernelArtifact]] = {}
         found: list[_Scored] = []
+        kept = _kept(observation) if self.stack else {}
         for seed in next_in_row(observation):
+            last = kept.get(observation.row_of(seed))
             signature = observation.site_of(seed).signature
             if signature not in fitting:
                 fitting[signature] = [each for each in kernels if each.signature.fits(signature)]
             for kernel in fitting[signature]:
                 if (seed.seed_id, kernel.kernel_id) not in failed:
-                    found.append(_Scored(seed, kernel, *self.score(observation, seed, kernel)))
+                    is_copy = last is not None and last.kernel_id == kernel.kernel_id
+                    copy_of = last.seed_id if last is not None and is_copy else None
+                    scored = self.score(observation, seed, kernel)
+                    found.append(_Scored(seed, kernel, *scored, copy_of))
         return sorted(found, key=lambda e: (-e.score, e.seed.seed_id, e.kernel.kernel_id))
 
 
@@ -99,6 +107,7 @@ class _Scored(NamedTuple):
     kernel: CompiledKernelArtifact
     score: float
     numbers: dict[str, float]
+    copy_of: tuple[int, int] | None
 
     def candidate(self) -> Candidate:
         return Candidate(
@@ -107,9 +116,21 @@ class _Scored(NamedTuple):
             kernel_id=self.kernel.kernel_id,
             blueprint_name=self.kernel.blueprint_name,
             num_parameters=self.kernel.num_parameters,
+            copy_of=self.copy_of,
             score=self.score,
             numbers=self.numbers,
         )
+
+
+def _named(candidate: Candidate) -> str:
+    copy = "" if candidate.copy_of is None else " as a copy of its neighbour"
+    return f"{candidate.blueprint_name}{copy}"
+
+
+def _kept(observation: Observation) -> dict[tuple[int, int], SeedStatus]:
+    """Return the seed of each row whose block was kept last."""
+    kept = [seed for seed in observation.seeds if seed.state is SeedState.FOSSILIZED]
+    return {observation.row_of(seed): seed for seed in kept}
 
 
 def next_in_row(observation: Observation) -> list[SeedStatus]:
