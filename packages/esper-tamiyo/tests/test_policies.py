@@ -191,6 +191,14 @@ def test_of_two_bottlenecks_the_narrower_one_is_first_whatever_the_size() -> Non
     assert proposal.chosen.site == "layer0"
 
 
+@pytest.mark.parametrize("policy", GROWING, ids=lambda policy: policy.name)
+def test_many_scores_at_once_are_those_of_each(policy: Growing) -> None:
+    seen = with_units(healthy(0, gap=5.0), healthy(1, gap=2.0, gain=0.1), healthy(2, gap=9.0))
+    for each in seen.seeds:
+        scores = policy.scores(seen, each, seen.kernels)
+        assert list(scores) == [policy.score(seen, each, k)[0] for k in seen.kernels]
+
+
 @pytest.mark.parametrize("stack", [True, False])
 def test_a_block_beside_one_of_its_kernel_is_a_copy_where_stacking_is_on(stack: bool) -> None:
     rows = [site(0, depth=3), site(1, depth=3)]

@@ -8,6 +8,7 @@ there: it becomes wider first. Elsewhere local gradients alone point to the outp
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import override
 
@@ -41,37 +42,36 @@ class Gap(Growing):
         For new units: of the share of the gap that they could follow, next to the largest share of all
         layers, and of size.
         """
+        place, numbers = self._place(observation, seed)
+        size = kernel.num_parameters / max(1, observation.num_parameters)
+        return place + self.size_weight * _worth(size), numbers | {"size": size}
+
+    @override
+    def scores(
+        self, observation: Observation, seed: SeedStatus, kernels: Sequence[CompiledKernelArtifact]
+    ) -> Sequence[float]:
+        """Return the score of each kernel; what the place is worth is asked once."""
+        place, _ = self._place(observation, seed)
+        model, weight = max(1, observation.num_parameters), self.size_weight
+        return [place + weight * _worth(kernel.num_parameters / model) for kernel in kernels]
+
+    def _place(self, observation: Observation, seed: SeedStatus) -> tuple[float, dict[str, float]]:
         if observation.site_of(seed).widens is not None:
-            return self._score_units(observation, seed, kernel)
+            return self._units(observation, seed)
         health, largest = observation.health_of(seed), observation.largest_gap
         gap = health.expressivity_gap if health is not None else None
         gap = gap if gap is not None and math.isfinite(gap) else 0.0
-        numbers = {
-            "position": position(observation, seed),
-            "gap": gap,
-            "gap_share": gap / largest if largest > 0 else 0.0,
-            "size": size_of(observation, kernel),
-        }
-        score = (
-            self.position_weight * numbers["position"]
-            + self.gap_weight * numbers["gap_share"]
-            + self.size_weight * _worth(numbers["size"])
-        )
-        return score, numbers
+        share = gap / largest if largest > 0 else 0.0
+        where = position(observation, seed)
+        numbers = {"position": where, "gap": gap, "gap_share": share}
+        return self.position_weight * where + self.gap_weight * share, numbers
 
-    def _score_units(
-        self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
-    ) -> tuple[float, dict[str, float]]:
+    def _units(self, observation: Observation, seed: SeedStatus) -> tuple[float, dict[str, float]]:
         share = gain_share(observation.health_of(seed))
-        numbers = {"gain_share": share, "size": size_of(observation, kernel)}
         first = 1 + share / observation.largest_gain_share if share > 0 else -1 + share
-        return self.bottleneck_weight * first + self.size_weight * _worth(numbers["size"]), numbers
-
-
-def size_of(observation: Observation, kernel: CompiledKernelArtifact) -> float:
-    """Return how many times the parameters of the model a block has."""
-    return kernel.num_parameters / max(1, observation.num_parameters)
+        return self.bottleneck_weight * first, {"gain_share": share}
 
 
 def _worth(size: float) -> float:
+    """Return what a block is worth by its size, in parameters of the model; see `Gap.size_weight`."""
     return math.log(size) - size / 2 if size > 0 else -math.inf

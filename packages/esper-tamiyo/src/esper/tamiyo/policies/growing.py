@@ -4,8 +4,9 @@ A policy of its own is a subclass with a `name` and a `score`; everything else i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import NamedTuple
 
 from esper.contracts import (
@@ -62,7 +63,7 @@ class Growing(ABC):
             for kernel in observation.kernels
             if (reason := self.budget.refusal(observation, kernel)) is not None
         }
-        scored = self._score_all(observation, refusals.keys())
+        num_scored, scored = self._best(observation, refusals.keys())
         if not scored:
             why = "no dormant site has a validated kernel left to try"
             if refusals:
@@ -70,56 +71,82 @@ class Growing(ABC):
                 cheapest = min(kernels, key=lambda kernel: kernel.num_parameters)
                 why = f"the budget is too small: {refusals[cheapest.kernel_id]}"
             return Proposal(chosen=None, reason=f"{due.reason}, but {why}", numbers=numbers)
-        candidates = [each.candidate() for each in scored[:MOST_CANDIDATES]]
+        candidates = [self._candidate(observation, each) for each in scored]
         best = candidates[0]
         return Proposal(
             chosen=best,
-            reason=f"{due.reason}; layer {best.site}: {_named(best)} scores highest of {len(scored)}",
+            reason=f"{due.reason}; layer {best.site}: {_named(best)} scores highest of {num_scored}",
             candidates=candidates,
             numbers=numbers,
         )
 
-    def _score_all(self, observation: Observation, refused: Collection[str]) -> list["_Scored"]:
+    def scores(
+        self, observation: Observation, seed: SeedStatus, kernels: Sequence[CompiledKernelArtifact]
+    ) -> Sequence[float]:
+        """Return the score of each of these kernels, which fit the place.
+
+        A policy for hosts with many thousands of places does once what is the same for all kernels.
+        """
+        return [self.score(observation, seed, kernel)[0] for kernel in kernels]
+
+    def _best(
+        self, observation: Observation, refused: Collection[str]
+    ) -> tuple[int, Sequence["_Scored"]]:
+        """Return how many candidates there are, and the best of them, best first."""
+        num_scored = 0
+
+        def counted() -> Iterator[_Scored]:
+            nonlocal num_scored
+            for each in self._score_all(observation, refused):
+                num_scored += 1
+                yield each
+
+        best = nsmallest(MOST_CANDIDATES, counted())
+        return num_scored, best
+
+    def _score_all(self, observation: Observation, refused: Collection[str]) -> Iterator["_Scored"]:
         """Score every place that can grow with every kernel that fits it and did not fail there."""
         failed = {(report.seed_id, report.kernel_id) for report in observation.outcomes}
-        kernels = [kernel for kernel in observation.kernels if kernel.kernel_id not in refused]
+        affordable = [kernel for kernel in observation.kernels if kernel.kernel_id not in refused]
         fitting: dict[KernelSignature, list[CompiledKernelArtifact]] = {}
-        found: list[_Scored] = []
         kept = _kept(observation) if self.stack else {}
         for seed in next_in_row(observation):
             last = kept.get(observation.row_of(seed))
             signature = observation.site_of(seed).signature
-            if signature not in fitting:
-                fitting[signature] = [each for each in kernels if each.signature.fits(signature)]
-            for kernel in fitting[signature]:
+            kernels = fitting.get(signature)
+            if kernels is None:
+                kernels = [each for each in affordable if each.signature.fits(signature)]
+                fitting[signature] = kernels
+            scores = self.scores(observation, seed, kernels)
+            for kernel, score in zip(kernels, scores, strict=True):
                 if (seed.seed_id, kernel.kernel_id) not in failed:
                     is_copy = last is not None and last.kernel_id == kernel.kernel_id
                     copy_of = last.seed_id if last is not None and is_copy else None
-                    scored = self.score(observation, seed, kernel)
-                    found.append(_Scored(seed, kernel, *scored, copy_of))
-        return sorted(found, key=lambda e: (-e.score, e.seed.seed_id, e.kernel.kernel_id))
+                    yield _Scored(-score, seed.seed_id, kernel.kernel_id, seed, kernel, copy_of)
+
+    def _candidate(self, observation: Observation, scored: "_Scored") -> Candidate:
+        score, numbers = self.score(observation, scored.seed, scored.kernel)
+        return Candidate(
+            seed_id=scored.seed_id,
+            site=scored.seed.site,
+            kernel_id=scored.kernel_id,
+            blueprint_name=scored.kernel.blueprint_name,
+            num_parameters=scored.kernel.num_parameters,
+            copy_of=scored.copy_of,
+            score=score,
+            numbers=numbers,
+        )
 
 
 class _Scored(NamedTuple):
-    """A candidate in the making: a host may have many thousands, of which few go on record."""
+    """A candidate in the making, the best one smallest: a host has many thousands, few go on record."""
 
+    minus_score: float
+    seed_id: tuple[int, int]
+    kernel_id: str
     seed: SeedStatus
     kernel: CompiledKernelArtifact
-    score: float
-    numbers: dict[str, float]
     copy_of: tuple[int, int] | None
-
-    def candidate(self) -> Candidate:
-        return Candidate(
-            seed_id=self.seed.seed_id,
-            site=self.seed.site,
-            kernel_id=self.kernel.kernel_id,
-            blueprint_name=self.kernel.blueprint_name,
-            num_parameters=self.kernel.num_parameters,
-            copy_of=self.copy_of,
-            score=self.score,
-            numbers=self.numbers,
-        )
 
 
 def _named(candidate: Candidate) -> str:
