@@ -343,7 +343,7 @@ def test_a_command_from_the_bus_is_carried_out_at_the_next_decision_point(tmp_pa
                 issued_by="operator",
             )
             asyncio.run(_send(command, "run-1"))
-            _wait_for_command(runtime, before=2)
+            _wait_for_command(runtime, before=len(loop.tamiyo.events))
             packet = loop.tamiyo.end_epoch(val_loss=1.0)
             cancelled = [e for e in packet.events if e.to_state is SeedState.CANCELLED]
             assert [e.command_id for e in cancelled] == [command.command_id]
