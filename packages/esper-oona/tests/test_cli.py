@@ -162,7 +162,7 @@ def test_the_fields_of_a_topic_are_listed_without_a_server(
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     assert run("topics", "control") == 0
     text = capsys.readouterr().out
-    assert "control.kasmina.commands carries KasminaCommand, 8 fields" in text
+    assert f"carries KasminaCommand, {len(KasminaCommand.model_fields)} fields" in text
     assert "  epoch       int            required\n" in text
     assert run("topics", "control", "--json") == 0
     assert "seed_id" in json.loads(capsys.readouterr().out)["required"]
