@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GROWN = ("default", "heuristic", "random", "blocks, input side", "blocks, output side")
+GROWN = ("default", "heuristic", "random")
 
 
 def run(script: str, *options: str) -> str:
@@ -22,29 +22,30 @@ def run(script: str, *options: str) -> str:
 
 
 def compete(out: Path) -> str:
-    options = ("--problems", "conv", "--seeds", "1", "--share", "0.05", "--rates", "0.01")
+    options = ("--problems", "plain", "--seeds", "1", "--share", "0.05", "--rates", "0.01")
     return run("growth", *options, "--out", str(out))
 
 
 @pytest.mark.long
 def test_every_arm_gets_the_same_flops_and_what_is_done_is_kept(tmp_path: Path) -> None:
     printed = compete(tmp_path)
-    results = json.loads((tmp_path / "conv-0-0.01.json").read_text(encoding="utf-8"))
+    results = json.loads((tmp_path / "plain-0-0.01.json").read_text(encoding="utf-8"))
     assert set(results) > {
         *GROWN,
         "default's net from scratch",
         "small host",
-        "static, 32 channels",
+        "static, width 128",
     }
-    equal = [result["flops"] for arm, result in results.items() if "as many steps" not in arm]
-    assert max(equal) < 1.03 * min(equal)  # the last step may go beyond it
+    # The last step may go beyond the budget, which is short here: that of a large net is much of it.
+    equal = [r["flops"] for arm, r in results.items() if not re.search("as many steps|static", arm)]
+    assert max(equal) < 1.03 * min(equal)
     assert results["default's net from scratch"]["parameters"] == results["default"]["parameters"]
     assert results["… for as many steps"]["steps"] == results["default"]["steps"]
     assert all(f"| {arm} |" in printed for arm in results)
     assert "| default is better by |" in printed
-    when = (tmp_path / "conv-0-0.01.json").stat().st_mtime_ns
+    when = (tmp_path / "plain-0-0.01.json").stat().st_mtime_ns
     assert compete(tmp_path).partition("**")[2] == printed.partition("**")[2]
-    assert (tmp_path / "conv-0-0.01.json").stat().st_mtime_ns == when
+    assert (tmp_path / "plain-0-0.01.json").stat().st_mtime_ns == when
 
 
 @pytest.mark.long
