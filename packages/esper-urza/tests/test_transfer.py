@@ -18,10 +18,13 @@ from esper.contracts import (
     FieldReport,
     IllegalTransitionError,
     KernelQuery,
+    KernelSignature,
     KernelStatus,
     NotFoundError,
+    SiteKind,
     UntrustedKeyError,
     ValidationReport,
+    sha256_hex,
 )
 from esper.testkit.postgres import PostgresServer
 from esper.testkit.s3 import S3Server
@@ -143,6 +146,32 @@ def test_an_export_comes_back_the_same_on_every_database_and_store(
             kernel = target.query(KernelQuery())[0]
             assert target.read_artifact(kernel.kernel_id)
             target.archive_kernel(kernel.kernel_id)  # its chain goes on where it ended
+
+
+def test_kernels_that_widen_a_layer_come_back_too(
+    stocked: SqlLibrary,
+    make_target: MakeTarget,
+    make_ir: Callable[..., BlueprintIR],
+    tmp_path: Path,
+) -> None:
+    blueprint = stocked.submit_blueprint(make_ir("wider").model_copy(update={"widens": True}))
+    blob = b"wider"
+    kernel = CompiledKernelArtifact(
+        kernel_id=sha256_hex(blob),
+        blueprint_id=blueprint.blueprint_id,
+        blueprint_name="wider",
+        signature=KernelSignature(kind=SiteKind.FEATURES, features=8, inputs=5),
+        size_bytes=len(blob),
+        num_parameters=8,
+    )
+    stocked.register_kernel(kernel, blob)
+    export_library(stocked, tmp_path / "first.tar", key=NEXT)
+    target = make_target("sqlite", "file")
+    import_library(target, tmp_path / "first.tar", trusted=[KEY.public_key])
+    _say_the_same(stocked, target)
+    assert target.get_kernel(kernel.kernel_id).signature.inputs == 5
+    (found,) = target.query(KernelQuery(signature=kernel.signature, status=None))
+    assert found.kernel_id == kernel.kernel_id
 
 
 @pytest.fixture

@@ -33,8 +33,6 @@ MOST_DECISIONS = 400
 DEPTH = 4
 LEARNING_RATE = 2e-3
 
-_ENDED = (SeedState.FOSSILIZED, SeedState.CULLED, SeedState.ROLLED_BACK)
-
 
 @dataclass(kw_only=True)
 class Watch:
@@ -50,6 +48,8 @@ class Watch:
     undone_exactly: int = 0
     before: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The host's own weights as a block was grafted."""
+    hash_before: str = ""
+    """Of the whole model, at the same moment."""
 
     def see(self, accuracy: float) -> None:
         self.best = max(self.best, accuracy)
@@ -91,45 +91,45 @@ def run(problem: Problem, seed: int) -> Watch:
                 is_ramping = any(s.state is SeedState.GRAFTING for s in bed.seeds())
                 if is_ramping or number % 10 == 9:
                     watch.see(evaluate())
-            sha256 = bed.weights_sha256()
+            sha256, weights = bed.weights_sha256(), _own_weights(model)
             figures = measure(model, problem, problem.validation)
             packet = tamiyo.end_epoch(val_loss=figures.loss, val_accuracy=figures.accuracy)
-            _note(watch, packet, bed, sha256)
+            _note(watch, packet, bed, sha256, weights)
             watch.see(evaluate())
             if watch.kept + watch.undone >= ADAPTATIONS:
                 break
     return watch
 
 
-_at_graft: dict[tuple[int, int], str] = {}
-"""The host's hash right before each graft, by seed."""
-
-
-def _note(watch: Watch, packet: SystemStatePacket, bed: Bed, sha256: str) -> None:
+def _note(
+    watch: Watch, packet: SystemStatePacket, bed: Bed, sha256: str, weights: dict[str, Tensor]
+) -> None:
+    """Take note of what happened at a decision point; hash and weights are from right before it."""
     for event in packet.events:
         if event.to_state is SeedState.GRAFTING:
-            _at_graft[event.seed_id] = sha256
-            watch.before = _own_weights(bed.model, besides=event.site)
+            watch.hash_before, watch.before = sha256, weights
         elif event.to_state is SeedState.STABILIZATION:
-            now = _own_weights(bed.model, besides=event.site)
-            turns = [_turn(old, now[name]) for name, old in watch.before.items() if name in now]
+            near = event.site.rpartition(" into ")[2]
+            turns = [
+                _turn(old, weights[name])
+                for name, old in watch.before.items()
+                if not name.startswith(f"{near}.")
+            ]
             watch.largest_turn = max([watch.largest_turn, *turns])
-        elif event.to_state in _ENDED:
-            before = _at_graft.pop(event.seed_id, None)
-            if event.to_state is SeedState.FOSSILIZED:
-                watch.kept += 1
-            elif before is not None:
-                watch.undone += 1
-                watch.undone_exactly += bed.weights_sha256() == before
+        elif event.to_state is SeedState.FOSSILIZED:
+            watch.kept += 1
+        elif event.to_state in (SeedState.CULLED, SeedState.ROLLED_BACK) and watch.hash_before:
+            watch.undone += 1
+            watch.undone_exactly += bed.weights_sha256() == watch.hash_before
+            watch.hash_before = ""
 
 
-def _own_weights(model: nn.Module, *, besides: str) -> dict[str, Tensor]:
-    """Return the weights of layers that are no blocks and do not carry the block that is being grafted."""
-    near = besides.rpartition(" into ")[2]
+def _own_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of layers that are no blocks."""
     return {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and "esper" not in name and not name.startswith(f"{near}.")
+        if parameter.dim() > 1 and "esper" not in name
     }
 
 

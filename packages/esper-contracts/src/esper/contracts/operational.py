@@ -29,7 +29,7 @@ class Site(Contract):
     """How many blocks each chunk can carry in a row. Seed `slot * num_seeds + chunk` acts before those of
     lower slots: what grows later at a site comes nearer to the input than what grew there earlier."""
     widens: str | None = None
-    """For a place of new units: the layer that they are beside, whose only reader is the layer `name`. Their
+    """For a place of new units: the layer that they are beside, which alone feeds the layer `name`. Their
     blocks read what the layer `widens` is given, and add to what the layer `name` gives."""
 
     @property

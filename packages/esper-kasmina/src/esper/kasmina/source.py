@@ -1,6 +1,6 @@
 """What an earlier layer is given in a forward pass, handed on to the seeds that widen it.
 
-A widening reads where layer A reads and adds where layer B, the only reader of A, writes. The hook of B's
+A widening reads where layer A reads and adds where layer B, which A alone feeds, writes. The hook of B's
 site asks a `Source`, which is a forward pre-hook on A, in place only while B's hook needs it.
 
 Shapes: `x` what A is given, `(…, I)` or `(B, I, …)`; `h` the features that B gives, `(…, D)` or `(B, D, …)`.
