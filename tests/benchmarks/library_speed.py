@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ from esper.contracts import (
     Library,
     OperatorNode,
     SiteKind,
+    next_event,
 )
 from esper.testkit.postgres import PostgresServer, start_postgres
 from esper.urza import open_library
@@ -101,23 +102,43 @@ class Rivals:
                 ) as connection:
                     connection.execute("VACUUM ANALYZE")
 
-    def insert(self, table: str, rows: Sequence[Row]) -> None:
+    def insert(self, **tables: Sequence[Row]) -> None:
         """Insert rows by hand, in one transaction that is on the disk at the end."""
-        marks = ", ".join(["?" if self.is_sqlite else "%s"] * len(rows[0]))
-        statement = f"INSERT INTO {table} ({', '.join(rows[0])}) VALUES ({marks})"
-        values = [tuple(row.values()) for row in rows]
         with closing(self.raw.cursor()) as cursor:
             if self.is_sqlite:
                 cursor.execute("BEGIN IMMEDIATE")
-            cursor.executemany(statement, values)
+            for table, rows in tables.items():
+                if rows:
+                    marks = ", ".join(["?" if self.is_sqlite else "%s"] * len(rows[0]))
+                    statement = f"INSERT INTO {table} ({', '.join(rows[0])}) VALUES ({marks})"
+                    cursor.executemany(statement, [tuple(row.values()) for row in rows])
         self.raw.commit()
+
+    def tags(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows of the kernels' tags: on SQLite they are in a table of their own."""
+        return [
+            {"kernel_id": row["kernel_id"], "tag": tag}
+            for row in rows
+            for tag in (json.loads(row["all_tags"]) if self.is_sqlite else ())
+        ]
 
     def register(self, rows: Sequence[Row]) -> None:
         """Insert kernels by hand, with their tags."""
-        self.insert("kernels", rows)
-        if self.is_sqlite:
-            pairs = [(row["kernel_id"], tag) for row in rows for tag in json.loads(row["all_tags"])]
-            self.insert("kernel_tags", [{"kernel_id": each, "tag": tag} for each, tag in pairs])
+        self.insert(kernels=rows, kernel_tags=self.tags(rows))
+
+    def event(self, row: Row) -> Row:
+        """Return the next event of the record, which tells that a kernel was registered."""
+        newest = "SELECT seq, hash FROM events WHERE chain = 'library' ORDER BY seq DESC LIMIT 1"
+        seq, previous = self.raw.execute(newest).fetchone()
+        self.raw.commit()
+        event = next_event(
+            "kernels_registered",
+            {"kernels": {row["kernel_id"]: "0"}},
+            seq=seq + 1,
+            previous=previous,
+        )
+        content = {"kind": event.kind, "previous": previous, "hash": event.hash}
+        return {"chain": "library", "seq": seq + 1, **content, "line": event.line().decode()}
 
     def search(self, tags: Sequence[str]) -> int:
         """Find the first kernels with these tags by hand; return how many there were."""
@@ -156,7 +177,7 @@ class Measured:
     ours: list[float]
     theirs: list[float]
     rival: str
-    target: float
+    target: float | None
 
     def line(self) -> str:
         """Return one line of the table."""
@@ -164,7 +185,7 @@ class Measured:
         return (
             f"{self.what:34}{1e3 * ours:10.3f}{1e3 * _late(self.ours):10.3f}"
             f"{1e3 * theirs:12.3f}{1e3 * _late(self.theirs):10.3f}  {theirs / ours:8.2f} of {self.rival}"
-            f" (target {self.target:g})"
+            + ("" if self.target is None else f" (target {self.target:g})")
         )
 
 
@@ -222,12 +243,23 @@ def _measure(rivals: Rivals, num_kernels: int, num_rounds: int) -> list[Measured
         bulk.ours.append(_seconds(lambda given=given: rivals.library.register_kernels(given)))
         bulk.theirs.append(_seconds(lambda rows=rows: rivals.register(rows)))
     rivals.settle()
-    single = Measured(what="register one", ours=[], theirs=[], rival="one raw commit", target=0.5)
+    single = Measured(
+        what="register one", ours=[], theirs=[], rival="one raw commit of the same rows", target=0.5
+    )
+    bare: list[float] = []
     for _ in track(range(num_rounds), f"{rivals.name}: one at a time"):
         [(kernel, blob)], rows = some(1)
         single.ours.append(_seconds(lambda k=kernel, b=blob: rivals.library.register_kernel(k, b)))
-        single.theirs.append(_seconds(lambda rows=rows: rivals.insert("kernels", rows)))
-    return [bulk, single]
+        all_rows = {
+            "kernels": rows,
+            "kernel_tags": rivals.tags(rows),
+            "events": [rivals.event(rows[0])],
+        }
+        single.theirs.append(_seconds(lambda rows=all_rows: rivals.insert(**rows)))
+        _, rows = some(1)
+        bare.append(_seconds(lambda rows=rows: rivals.insert(kernels=rows)))
+    row_alone = replace(single, theirs=bare, rival="one of the kernel's row alone", target=None)
+    return [bulk, single, row_alone]
 
 
 def _measure_searches(rivals: Rivals, num_rounds: int) -> list[Measured]:

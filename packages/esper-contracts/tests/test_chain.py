@@ -4,6 +4,7 @@ import json
 import resource
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.contracts import GENESIS, ChainedEvent, ChainError, EventLog, read_chain, sha256_hex
+from esper.contracts import (
+    GENESIS,
+    ChainedEvent,
+    ChainError,
+    EventLog,
+    chain as chain_module,
+    read_chain,
+    sha256_hex,
+)
 
 DATA = st.dictionaries(
     st.text(max_size=5),
@@ -26,6 +35,14 @@ def write(path: Path, contents: Sequence[dict[str, Any]]) -> list[ChainedEvent]:
         events = [log.append("test", content) for content in contents]
         assert log.head == (events[-1].hash if events else GENESIS)
     return events
+
+
+@given(at=st.datetimes(timezones=st.just(UTC)), content=DATA)
+def test_an_event_carries_the_hash_that_it_must(at: datetime, content: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain_module, "utc_now", lambda: at)
+        event = chain_module.next_event("test", content, seq=3, previous=GENESIS)
+    assert event.hash == event.expected_hash()
 
 
 @settings(max_examples=40, deadline=None)

@@ -64,6 +64,12 @@ type Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A sha256 digest in lower-case hexadecimal."""
 
 
+_write_canonically = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
+"""Made once: `json.dumps` would make an encoder each time, which takes longer than to write a record."""
+
+
 def canonical_json(value: Contract | dict[str, Any]) -> bytes:
     """Serialise to the one byte string that equal content always has.
 
@@ -71,10 +77,7 @@ def canonical_json(value: Contract | dict[str, Any]) -> bytes:
     formatting Python's `repr` of floats already follows for the ranges used here).
     """
     data = json.loads(value.model_dump_json()) if isinstance(value, Contract) else value
-    text = json.dumps(
-        data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode()
+    return _write_canonically(data).encode()
 
 
 def sha256_hex(data: bytes) -> str:

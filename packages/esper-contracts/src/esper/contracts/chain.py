@@ -56,11 +56,11 @@ def next_event(
     kind: str, content: Contract | dict[str, Any], *, seq: int, previous: str
 ) -> ChainedEvent:
     """Return an event that happens now, as link number `seq` behind the one of hash `previous`."""
-    data = json.loads(canonical_json(content))
-    draft = ChainedEvent(
-        seq=seq, at=utc_now(), kind=kind, data=data, previous=previous, hash=GENESIS
-    )
-    return draft.model_copy(update={"hash": draft.expected_hash()})
+    fields: dict[str, Any] = {"seq": seq, "at": utc_now(), "kind": kind, "previous": previous}
+    fields["data"] = json.loads(canonical_json(content))
+    # What `expected_hash` hashes, without a record in between.
+    hashed = fields | {"at": fields["at"].isoformat().replace("+00:00", "Z")}
+    return ChainedEvent.model_validate(fields | {"hash": sha256_hex(canonical_json(hashed))})
 
 
 class EventLog:

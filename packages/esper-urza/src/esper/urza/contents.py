@@ -98,7 +98,8 @@ def key_lines(connection: sa.Connection) -> Iterator[bytes]:
 
 def kernel_lines(connection: sa.Connection) -> Iterator[bytes]:
     """Give the lines of all kernels, in order of their ids."""
-    for row in _all(connection, kernels):
+    columns = [kernels.c[name] for name in records.OF_A_KERNEL]
+    for row in _all(connection, kernels, *columns, kernels.c.report_id):
         yield line_of(
             KernelOnFile(
                 registered=records.to_registered(row),
@@ -121,11 +122,16 @@ def outcome_lines(connection: sa.Connection) -> Iterator[bytes]:
         yield canonical_json(row.content) + b"\n"
 
 
-def _all(connection: sa.Connection, table: sa.Table) -> Iterator[records.Row]:
-    """Give the rows in order of their primary key, compared byte by byte on every database."""
+def _all(
+    connection: sa.Connection, table: sa.Table, *columns: sa.Column[Any]
+) -> Iterator[records.Row]:
+    """Give the rows, or these columns of them, in order of their primary key.
+
+    It is compared byte by byte, the same on every database.
+    """
     is_postgresql = connection.dialect.name == "postgresql"
     order = [sa.collate(key, "C") if is_postgresql else key for key in table.primary_key.columns]
-    found = sa.select(table).order_by(*order)
+    found = sa.select(*(columns or table.columns)).order_by(*order)
     yield from connection.execute(found, execution_options={"yield_per": _AT_ONCE})
 
 

@@ -163,7 +163,7 @@ def _reports(
 def _verdict(
     kernel: KernelOnFile, report: ValidationReport | None, ir: BlueprintIR
 ) -> dict[str, Any]:
-    tags = records.all_tags(kernel.registered.tags, report)
+    tags = records.all_tags(kernel.registered.tags, () if report is None else report.tags)
     values: dict[str, Any] = dict.fromkeys(_VERDICT)
     if report is not None:
         values |= records.verdict(report, kernel.endorsement)

@@ -102,7 +102,8 @@ def check_kernel(manifest: KernelManifest) -> None:
     as_registered = kernel.model_copy(update={"tags": manifest.own_tags})
     if records.fingerprint_of(as_registered) != manifest.record:
         raise ManifestError(f"{named} carries another record than its fingerprint says")
-    if kernel.tags != records.all_tags(manifest.own_tags, kernel.report):
+    measured = () if kernel.report is None else kernel.report.tags
+    if kernel.tags != records.all_tags(manifest.own_tags, measured):
         raise ManifestError(f"{named} carries tags that neither the kernel nor its report has")
     report = None if kernel.report is None else records.fingerprint_of(kernel.report)
     if report != manifest.report:

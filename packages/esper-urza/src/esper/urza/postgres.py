@@ -60,8 +60,8 @@ class PatientConnection(psycopg.Connection[Any]):
             return end.value
 
 
-def make_postgres_engine(url: sa.URL) -> sa.Engine:
-    """Return an engine for a `postgresql+psycopg` URL; does not connect.
+def make_postgres_engine(url: sa.URL, options: Mapping[str, Any]) -> sa.Engine:
+    """Return an engine for a `postgresql+psycopg` URL with these options; does not connect.
 
     What the URL's query says about time-outs and options wins over the defaults here.
     """
@@ -71,7 +71,7 @@ def make_postgres_engine(url: sa.URL) -> sa.Engine:
         "options": f"-c timezone=utc -c statement_timeout={_STATEMENT_SECONDS}s",
     } | _KEEPALIVE
     arguments = {name: value for name, value in defaults.items() if name not in url.query}
-    engine = sa.create_engine(url, hide_parameters=True, connect_args=arguments)
+    engine = sa.create_engine(url, **options, connect_args=arguments)
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _ask_unless_fresh)

@@ -8,13 +8,14 @@ import base64
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from esper.contracts import BlueprintQuery, ConfigError, KernelQuery
-from esper.urza.records import Row
+from esper.urza.records import OF_A_KERNEL, Row
 from esper.urza.schema import (
     blueprints,
     field_reports,
@@ -30,24 +31,33 @@ _LARGEST = 2**63 - 1
 """What fits a BIGINT."""
 
 
-def select_kernels() -> sa.Select[Any]:
-    """Return the statement for kernels with their latest reports."""
+def select_kernels(*more: sa.Column[Any], source: sa.FromClause = kernels) -> sa.Select[Any]:
+    """Return the statement for the kernels in `source` with their latest reports, and `more` columns."""
     latest = sa.and_(
         validation_reports.c.kernel_id == kernels.c.kernel_id,
         validation_reports.c.report_id == kernels.c.report_id,
     )
-    return sa.select(kernels, validation_reports.c.content).outerjoin(validation_reports, latest)
+    columns = [kernels.c[name] for name in OF_A_KERNEL]
+    wanted = sa.select(*columns, validation_reports.c.content, *more)
+    return wanted.select_from(source.outerjoin(validation_reports, latest))
 
 
 def select_matching(query: KernelQuery, dialect: sa.Dialect) -> sa.Select[Any]:
     """Return the statement for the kernels that `query` asks for, in its order, and one more.
 
+    Whoever grows models asks the same again and again, so it is built once.
+
     Raises:
         ConfigError: if `after` is not what a page of such a query ended with.
 
     """
+    return _select_matching(cast("Any", query), dialect)  # frozen, so hashable: pyright cannot tell
+
+
+@lru_cache(maxsize=1_000)
+def _select_matching(query: KernelQuery, dialect: sa.Dialect) -> sa.Select[Any]:
     column = kernels.c
-    found = select_kernels()
+    kernel_id, found = _having_all(sorted(query.required_tags), _of_the_cursor(query), dialect)
     if query.signature is not None:
         found = found.where(
             column.kind == query.signature.kind.value,
@@ -60,8 +70,6 @@ def select_matching(query: KernelQuery, dialect: sa.Dialect) -> sa.Select[Any]:
         found = found.where(column.status == query.status.value)
     if query.blueprint_id is not None:
         found = found.where(column.blueprint_id == query.blueprint_id)
-    if query.required_tags:
-        found = found.where(_has_all(sorted(query.required_tags), dialect))
     if query.excluded_tags:
         found = found.where(~_has_any(sorted(query.excluded_tags), dialect))
     if query.max_latency_us is not None:
@@ -72,28 +80,35 @@ def select_matching(query: KernelQuery, dialect: sa.Dialect) -> sa.Select[Any]:
         found = found.where(column.num_parameters <= min(query.max_parameters, _LARGEST))
     found = found.where(*_contains(column.search, query.text))
     preferred = _num_preferred(query, dialect)
-    found = found.add_columns(preferred.label("num_preferred"))
+    if query.preferred_tags:
+        found = found.add_columns(preferred.label("num_preferred"))
     if query.after is not None:
-        found = found.where(_behind(query, preferred))
+        found = found.where(_behind(query, preferred, kernel_id))
     return found.order_by(
-        *([preferred.desc()] if query.preferred_tags else []), *_order(query)
+        *([preferred.desc()] if query.preferred_tags else []), *_order(query, kernel_id)
     ).limit(query.limit + 1)
 
 
-def _order(query: KernelQuery) -> list[sa.ColumnElement[Any]]:
-    key, kernel_id = kernels.c[query.order_by], kernels.c.kernel_id
+def _order(query: KernelQuery, kernel_id: sa.Column[str]) -> list[sa.ColumnElement[Any]]:
+    if query.order_by == "kernel_id":
+        return [kernel_id.desc() if query.descending else kernel_id.asc()]
+    key = kernels.c[query.order_by]
     ordered = key.desc() if query.descending else key.asc()
-    if key is kernel_id:
-        return [ordered]
     # Only where there are any: SQLite uses no index for an order that speaks of NULLs.
     return [ordered.nulls_last() if key.nullable else ordered, kernel_id]
+
+
+def _of_the_cursor(query: KernelQuery) -> list[sa.Column[Any]]:
+    key = kernels.c[query.order_by]
+    return [] if key.name in OF_A_KERNEL else [key]
 
 
 def cursor_behind(query: KernelQuery, row: Row) -> str:
     """Return the `after` of the page behind `row`, which `select_matching` found."""
     key = getattr(row, query.order_by)
     value = key.isoformat() if isinstance(key, datetime) else key
-    text = json.dumps([_kind_of(query), row.num_preferred, value, row.kernel_id])
+    num_preferred = row.num_preferred if query.preferred_tags else 0
+    text = json.dumps([_kind_of(query), num_preferred, value, row.kernel_id])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -123,10 +138,13 @@ def _kind_of(query: KernelQuery) -> str:
     return f"{query.order_by} {query.descending:d} {len(query.preferred_tags)}"
 
 
-def _behind(query: KernelQuery, preferred: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+def _behind(
+    query: KernelQuery, preferred: sa.ColumnElement[int], kernel_id: sa.Column[str]
+) -> sa.ColumnElement[bool]:
     """Tell what comes behind the cursor, in the order of the query."""
-    num_preferred, value, kernel_id = _read_cursor(query)
-    key, last_id = kernels.c[query.order_by], kernels.c.kernel_id > kernel_id
+    num_preferred, value, last = _read_cursor(query)
+    key = kernel_id if query.order_by == "kernel_id" else kernels.c[query.order_by]
+    last_id = kernel_id > last
     if value is None:
         behind = sa.and_(key.is_(None), last_id)
     else:
@@ -172,17 +190,27 @@ def _contains(column: sa.ColumnElement[str], text: str) -> list[sa.ColumnElement
     return [column.contains(word, autoescape=True) for word in text.lower().split()]
 
 
-def _has_all(tags: Sequence[str], dialect: sa.Dialect) -> sa.ColumnElement[bool]:
-    if dialect.name == "postgresql":
-        return _tags_array().contains(tags)
-    # Nested, so that SQLite intersects the index's lists of ids before it looks at any kernel.
-    found: list[sa.Select[tuple[str]]] = []
-    for tag in tags[:_MAX_NESTED]:
+def _having_all(
+    tags: Sequence[str], more: Sequence[sa.Column[Any]], dialect: sa.Dialect
+) -> tuple[sa.Column[str], sa.Select[Any]]:
+    """Return the statement for the kernels with all these tags, and the column to order them by."""
+    if not tags or dialect.name == "postgresql":
+        found = select_kernels(*more)
+        return kernels.c.kernel_id, found.where(_tags_array().contains(tags)) if tags else found
+    # From the index of one tag, which is in order, so that SQLite stops at the end of a page; the ids
+    # with the other tags are nested, so that it intersects those before it looks at any kernel.
+    listed = kernel_tags.alias()
+    both = listed.join(kernels, kernels.c.kernel_id == listed.c.kernel_id)
+    found = select_kernels(*more, source=both).where(listed.c.tag == tags[0])
+    with_others: list[sa.Select[tuple[str]]] = []
+    for tag in tags[1:_MAX_NESTED]:
         having = kernel_tags.alias()
-        inner = [having.c.kernel_id.in_(each) for each in found]
-        found = [sa.select(having.c.kernel_id).where(having.c.tag == tag, *inner)]
-    others = [_has_any([tag], dialect) for tag in tags[_MAX_NESTED:]]
-    return sa.and_(kernels.c.kernel_id.in_(found[0]), *others)
+        inner = [having.c.kernel_id.in_(each) for each in with_others]
+        with_others = [sa.select(having.c.kernel_id).where(having.c.tag == tag, *inner)]
+    found = found.where(*(listed.c.kernel_id.in_(each) for each in with_others))
+    return listed.c.kernel_id, found.where(
+        *(_has_any([each], dialect) for each in tags[_MAX_NESTED:])
+    )
 
 
 def _has_any(tags: Sequence[str], dialect: sa.Dialect) -> sa.ColumnElement[bool]:

@@ -20,7 +20,6 @@ from esper.contracts import (
     Contract,
     Endorsement,
     FieldReport,
-    KernelSignature,
     KernelStatus,
     ValidationReport,
     ValidatorKey,
@@ -60,7 +59,7 @@ def kernel_row(kernel: CompiledKernelArtifact, ir: BlueprintIR) -> dict[str, Any
     return {
         **_lasting(kernel),
         "status": KernelStatus.COMPILED.value,
-        **tag_columns(all_tags(kernel.tags, None), ir),
+        **tag_columns(all_tags(kernel.tags), ir),
     }
 
 
@@ -109,14 +108,15 @@ def in_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_registered(kernel: CompiledKernelArtifact) -> CompiledKernelArtifact:
     """Return a kernel as it is on file after its registration: nobody has judged it."""
-    return kernel.model_copy(
-        update={
-            "status": KernelStatus.COMPILED,
-            "tags": all_tags(kernel.tags, None),
-            "report": None,
-            "endorsement": None,
-        }
-    )
+    as_filed: dict[str, Any] = {
+        "status": KernelStatus.COMPILED,
+        "tags": all_tags(kernel.tags),
+        "report": None,
+        "endorsement": None,
+    }
+    if all(getattr(kernel, name) == value for name, value in as_filed.items()):
+        return kernel  # as nearly all are
+    return kernel.model_copy(update=as_filed)
 
 
 def tag_columns(tags: Sequence[str], ir: BlueprintIR) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def tag_columns(tags: Sequence[str], ir: BlueprintIR) -> dict[str, Any]:
     return {"all_tags": list(tags), "search": " ".join((described(ir), *tags)).lower()}
 
 
-_LASTING = (
+LASTING = (
     "kernel_id",
     "blueprint_id",
     "blueprint_name",
@@ -140,10 +140,15 @@ _LASTING = (
 )
 """The columns of a kernel that never change."""
 
+OF_A_KERNEL = (*LASTING, "status", "endorsement_key_id", "endorsement_signature")
+"""The columns that, with the latest report, are a kernel's record; read by their position."""
+
+_OF_A_SIGNATURE = ("kind", "features", "inputs", "dtype", "device")
+
 
 def fingerprint(row: Mapping[str, Any]) -> str:
     """Return the sha256 of what never changes in a kernel's row, as the record of events keeps it."""
-    lasting = {column: row[column] for column in _LASTING}
+    lasting = {column: row[column] for column in LASTING}
     if lasting["inputs"] is None:
         del lasting["inputs"]  # as it was before there were widenings
     lasting["created_at"] = row["created_at"].astimezone(UTC).isoformat()
@@ -159,7 +164,7 @@ def fingerprint_of(record: CompiledKernelArtifact | ValidationReport | FieldRepo
 
 def row_fingerprint(row: Row) -> str:
     """Return the fingerprint of a kernel that is on file."""
-    return fingerprint({column: getattr(row, column) for column in _LASTING})
+    return fingerprint({column: getattr(row, column) for column in LASTING})
 
 
 def report_fingerprint(content: Any) -> str:
@@ -246,52 +251,41 @@ def to_kernel(row: Row) -> CompiledKernelArtifact:
 
 
 def _kernel(row: Row) -> CompiledKernelArtifact:
-    report = None if row.content is None else ValidationReport.model_validate(row.content)
-    return CompiledKernelArtifact(
-        **_registered(row),
-        status=row.status,
-        tags=all_tags(row.tags, report),
-        report=report,
-        endorsement=_endorsement(row),
+    status, key_id, signature, report = row[len(LASTING) : len(LASTING) + 4]
+    kernel = CompiledKernelArtifact.model_validate(
+        _registered(row)
+        | {"status": status, "report": report, "endorsement": _endorsement(key_id, signature)}
     )
+    if kernel.report is None or not kernel.report.tags:
+        return kernel
+    return kernel.model_copy(update={"tags": all_tags(kernel.tags, kernel.report.tags)})
 
 
 def to_registered(row: Row) -> CompiledKernelArtifact:
-    """Return the kernel in a row of `kernels` as it was registered: nobody had judged it."""
+    """Return the kernel in a row of `OF_A_KERNEL` as it was registered: nobody had judged it."""
     return _validated(
-        f"kernel {row.kernel_id}",
-        lambda: CompiledKernelArtifact(**_registered(row), tags=tuple(row.tags)),
+        f"kernel {row.kernel_id}", lambda: CompiledKernelArtifact.model_validate(_registered(row))
     )
 
 
 def to_endorsement(row: Row) -> Endorsement | None:
-    """Return the endorsement in a row of `kernels`."""
-    return _validated(f"kernel {row.kernel_id}", lambda: _endorsement(row))
+    """Return the endorsement in a row of `OF_A_KERNEL`."""
+    given = row.endorsement_key_id, row.endorsement_signature
+    return _validated(f"kernel {row.kernel_id}", lambda: _endorsement(*given))
 
 
 def _registered(row: Row) -> dict[str, Any]:
-    """Return the fields of a kernel that never change, but for its tags."""
-    return {
-        "kernel_id": row.kernel_id,
-        "blueprint_id": row.blueprint_id,
-        "blueprint_name": row.blueprint_name,
-        "signature": KernelSignature(
-            kind=row.kind,
-            features=row.features,
-            inputs=row.inputs,
-            dtype=row.dtype,
-            device=row.device,
-        ),
-        "size_bytes": row.size_bytes,
-        "num_parameters": row.num_parameters,
-        "created_at": row.created_at,
-    }
+    """Return the fields of a kernel that never change."""
+    # By position, which SQLAlchemy finds ten times as fast as names; and validated by the caller as
+    # one, which takes half the time of one record after the other.
+    fields: dict[str, Any] = dict(zip(LASTING, row, strict=False))
+    fields["signature"] = {name: fields.pop(name) for name in _OF_A_SIGNATURE}
+    fields["tags"] = all_tags(fields["tags"])
+    return fields
 
 
-def _endorsement(row: Row) -> Endorsement | None:
-    if row.endorsement_key_id is None:
-        return None
-    return Endorsement(key_id=row.endorsement_key_id, signature=row.endorsement_signature)
+def _endorsement(key_id: str | None, signature: str) -> Endorsement | None:
+    return None if key_id is None else Endorsement(key_id=key_id, signature=signature)
 
 
 def to_field_report(row: Row) -> FieldReport:
@@ -325,6 +319,6 @@ def _validated[Record: Contract | None](described: str, build: Callable[[], Reco
         ) from error
 
 
-def all_tags(own: Sequence[str], report: ValidationReport | None) -> tuple[str, ...]:
+def all_tags(own: Sequence[str], measured: Sequence[str] = ()) -> tuple[str, ...]:
     """Return a kernel's tags: those it was registered with, then those of its latest report."""
-    return tuple(dict.fromkeys((*own, *(() if report is None else report.tags))))
+    return tuple(dict.fromkeys((*own, *measured)))

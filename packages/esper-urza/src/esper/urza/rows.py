@@ -32,6 +32,11 @@ from esper.urza.schema import (
 )
 
 _PAGE = 500
+_DERIVED = [
+    kernels.c[name]
+    for name in ("report_id", "latency_us", "memory_bytes", "flops", "all_tags", "search")
+]
+"""The columns of a kernel that its own tags, its design and its latest report decide."""
 
 type Progress = Callable[[str, int, int], None]
 """Told of a stage by name: how much of it is done, and of how much."""
@@ -152,7 +157,7 @@ class _Comparison:
     def kernels(self) -> Iterator[Damage]:
         """Compare the kernels with the record, their reports and the keys that endorsed them."""
         missing = set(self._recorded.kernels)
-        for page in self._pages(select_kernels(), kernels):
+        for page in self._pages(select_kernels(*_DERIVED), kernels):
             tags = self._tags_of([row.kernel_id for row in page])
             for row in page:
                 missing.discard(row.kernel_id)

@@ -34,6 +34,8 @@ _ids: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _BLUEPRINTS = sa.select(blueprints).where(blueprints.c.blueprint_id.in_(_ids))
 _KERNEL = select_kernels().where(kernels.c.kernel_id == sa.bindparam("id"))
 _KERNELS = select_kernels().where(kernels.c.kernel_id.in_(_ids))
+_REGISTER = sa.insert(kernels)
+_TAG = sa.insert(kernel_tags)
 _TAKEN = sa.select(kernels.c.kernel_id).where(kernels.c.kernel_id.in_(_ids))
 _SET_COMPILED = (
     sa.update(blueprints)
@@ -62,7 +64,7 @@ _KERNELS_FROM_JSON = _kernels_from_json()
 
 def insert_once(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Insert `row` unless its primary key is taken; tell whether it was inserted."""
-    return connection.execute(_insertion(table, connection.dialect.name), dict(row)).rowcount > 0
+    return connection.execute(_insertion(table, connection.dialect.name), row).rowcount > 0
 
 
 @cache
@@ -137,16 +139,26 @@ def _insert_kernels(connection: sa.Connection, rows: Mapping[str, Mapping[str, A
         # All in one parameter: a statement with thousands of them takes longer to read than to run.
         given = {"rows": [records.in_json(row) for row in rows.values()]}
         return list(connection.scalars(_KERNELS_FROM_JSON, given))
-    # This transaction has the file's lock, so nobody else inserts any meanwhile.
+    if len(rows) == 1:  # asks and inserts at once
+        new = [each for each in rows if insert_once(connection, kernels, rows[each])]
+    else:
+        new = _insert_new_kernels(connection, rows)
+    tags = [{"kernel_id": each, "tag": tag} for each in new for tag in rows[each]["all_tags"]]
+    if tags:
+        connection.execute(_TAG, tags)
+    return new
+
+
+def _insert_new_kernels(
+    connection: sa.Connection, rows: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    # This transaction has the SQLite file's lock, so nobody else inserts any meanwhile.
     taken: set[str] = set()
     for some in _portions(list(rows)):
         taken.update(connection.scalars(_TAKEN, {"ids": some}))
     new = [kernel_id for kernel_id in rows if kernel_id not in taken]
     if new:
-        connection.execute(sa.insert(kernels), [dict(rows[each]) for each in new])
-    tags = [{"kernel_id": each, "tag": tag} for each in new for tag in rows[each]["all_tags"]]
-    if tags:
-        connection.execute(sa.insert(kernel_tags), tags)
+        connection.execute(_REGISTER, [rows[each] for each in new])
     return new
 
 
@@ -174,7 +186,7 @@ def judge(
     endorsement: Endorsement | None,
 ) -> None:
     """Set a kernel's verdict, what was measured of it and what it is searched by."""
-    tags = records.all_tags(before.tags, report)
+    tags = records.all_tags(before.tags, report.tags)
     ir = read_blueprint(connection, before.blueprint_id).ir
     connection.execute(
         sa.update(kernels)
