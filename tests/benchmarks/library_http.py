@@ -2,9 +2,10 @@
 
     uv run python tests/benchmarks/library_http.py
 
-Both are FastAPI under uvicorn in a process of their own, on one PostgreSQL with the same kernels: `urza-api`
-with its tokens, problems, entity tags and validated records, and an endpoint that does a bare SELECT through
-psycopg and returns the row. Rounds measure one after the other with the same clients; the table has medians.
+All are FastAPI under uvicorn in a process of their own, on one PostgreSQL with the same kernels: `urza-api`
+with its tokens, problems, entity tags and validated records; an endpoint that does a bare SELECT through
+psycopg and returns the row; and the same endpoint through SQLAlchemy, which the library works with on every
+database. Rounds measure one after the other with the same clients; the table has medians.
 """
 
 import argparse
@@ -60,6 +61,32 @@ def find(required_tags: str, limit: int):
 @app.get("/api/v1/kernels/{kernel_id}")
 def get(kernel_id: str):
     return connection().execute(COLUMNS + "WHERE k.kernel_id = %s", (kernel_id,)).fetchone()
+
+uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
+"""
+_BY_SQLALCHEMY = """
+import sys
+import sqlalchemy as sa, uvicorn
+from fastapi import FastAPI
+from esper.urza.queries import select_kernels
+from esper.urza.schema import kernels
+
+url, port = sys.argv[1], int(sys.argv[2])
+app = FastAPI()
+engine = sa.create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
+ONE = select_kernels().where(kernels.c.kernel_id == sa.bindparam("id"))
+
+@app.get("/api/v1/kernels")
+def find(required_tags: str, limit: int):
+    found = select_kernels().where(kernels.c.status == "COMPILED", kernels.c.all_tags.op("@>")(
+        sa.cast([required_tags], sa.ARRAY(sa.Text)))).order_by(kernels.c.kernel_id).limit(limit + 1)
+    with engine.connect() as connection:
+        return [dict(row) for row in connection.execute(found).mappings()][:limit]
+
+@app.get("/api/v1/kernels/{kernel_id}")
+def get(kernel_id: str):
+    with engine.connect() as connection:
+        return dict(connection.execute(ONE, {"id": kernel_id}).mappings().one())
 
 uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
 """
@@ -156,23 +183,33 @@ def main() -> None:
         with (
             _serving(_URZA, url, store) as ours,
             _serving(_BY_HAND, url.replace("+psycopg", "")) as theirs,
+            _serving(_BY_SQLALCHEMY, url) as through_sqlalchemy,
         ):
+            services = {"urza-api": ours, "by hand": theirs, "SQLAlchemy": through_sqlalchemy}
             for _ in track(range(arguments.rounds), "rounds"):
                 for what, paths in work.items():
-                    for who, address in (("urza-api", ours), ("by hand", theirs)):
+                    for who, address in services.items():
                         rate = _requests_per_second(address, secret, paths)
                         rates.setdefault((what, who), []).append(rate)
     print(
         f"{platform.platform()}, {os.cpu_count()} cores; {arguments.kernels:,} kernels, "
         f"{_NUM_CLIENTS} clients; requests per second, medians of {arguments.rounds} rounds"
     )
+    print(f"{'':24}{'urza-api':>12}{'by hand':>12}{'SQLAlchemy':>12}")
     for what in work:
-        ours_rate = statistics.median(rates[what, "urza-api"])
-        by_hand = statistics.median(rates[what, "by hand"])
-        ratio = statistics.median(
-            a / b for a, b in zip(rates[what, "urza-api"], rates[what, "by hand"], strict=True)
+        medians = [statistics.median(rates[what, who]) for who in services]
+        ratios = [
+            statistics.median(
+                a / b for a, b in zip(rates[what, who], rates[what, "by hand"], strict=True)
+            )
+            for who in ("urza-api", "SQLAlchemy")
+        ]
+        print(
+            f"{what:24}"
+            + "".join(f"{each:12,.0f}" for each in medians)
+            + f"   {ratios[0]:.2f} of by "
+            f"hand (target 0.75); through SQLAlchemy {ratios[1]:.2f}"
         )
-        print(f"{what:24}{ours_rate:10,.0f}{by_hand:10,.0f}   {ratio:.2f} of by hand (target 0.75)")
 
 
 if __name__ == "__main__":

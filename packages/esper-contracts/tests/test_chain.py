@@ -18,9 +18,11 @@ from esper.contracts import (
     ChainedEvent,
     ChainError,
     EventLog,
-    chain as chain_module,
     read_chain,
     sha256_hex,
+)
+from esper.contracts import (
+    chain as chain_module,
 )
 
 DATA = st.dictionaries(

@@ -67,7 +67,8 @@ def make_app(library: SqlLibrary) -> FastAPI:
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": text} for status, text in _PROBLEMS.items()
     }
-    for part in (blueprints, kernels, artifacts, claims, record):
+    # Kernels first: they are asked for most, and a request is held against the routes in this order.
+    for part in (kernels, blueprints, artifacts, claims, record):
         app.include_router(part.router, prefix="/api/v1", responses=described)
     app.include_router(watching.router)
     problems.install(app)

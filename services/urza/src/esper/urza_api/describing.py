@@ -1,6 +1,7 @@
 """The description of the API (OpenAPI), where FastAPI's own is not exact.
 
-Problems have a media type of their own, and no parameter of a URL can be null.
+Problems have a media type of their own, no parameter of a URL can be null, and `security` asks for
+tokens by itself, not as a dependency that FastAPI knows.
 """
 
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from esper.urza_api.problems import MEDIA_TYPE
+from esper.urza_api.security import BEARER
 
 
 def install(app: FastAPI) -> None:
@@ -24,8 +26,13 @@ def install(app: FastAPI) -> None:
 
 
 def _correct(schema: dict[str, Any]) -> None:
-    for methods in schema["paths"].values():
+    name = BEARER.scheme_name
+    described = BEARER.model.model_dump(mode="json", by_alias=True, exclude_none=True)
+    schema["components"]["securitySchemes"] = {name: described}
+    for path, methods in schema["paths"].items():
         for operation in methods.values():
+            if path.startswith("/api/"):
+                operation["security"] = [{name: []}]
             for parameter in operation.get("parameters", ()):
                 _drop_null(parameter["schema"])
             for status, response in operation["responses"].items():

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -38,8 +39,14 @@ class Metrics:
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
-        self._requests.labels(method, route, status).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        count, time_taken = self._of(method, route, status)
+        count.inc()
+        time_taken.observe(seconds)
+
+    @lru_cache(maxsize=1_000)  # noqa: B019 - it lives as long as the application
+    def _of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        count = self._requests.labels(method, route, status)
+        return count, self._seconds.labels(method, route)
 
 
 @router.get("/healthz", response_class=PlainTextResponse)
