@@ -1,9 +1,15 @@
-"""A pytest plugin that runs the real `train` command in a process and a folder of its own."""
+"""A pytest plugin that runs the real `train` command in a process and a folder of its own.
+
+torch takes seconds to import. So one process imports it, and each run is a fork of that one: as separate
+as a new process, without the wait. Tests that watch or kill a process start `COMMAND` themselves.
+"""
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +20,7 @@ COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import 
 """`train`, with warnings as errors."""
 
 TIMEOUT_SECONDS = 300.0
+_IMPORTED_ONCE = ["esper.tamiyo.run", "esper.tamiyo.cli", "esper.kasmina", "sklearn.datasets"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +57,42 @@ class Train(Protocol):
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Return a function that runs `train`."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(_IMPORTED_ONCE)
 
     def run(
         *options: str, cwd: Path | None = None, env: dict[str, str] | None = None
     ) -> FinishedRun:
         folder = cwd or tmp_path_factory.mktemp("train")
-        done = subprocess.run(
-            [*COMMAND, *options],
-            cwd=folder,
-            env=os.environ | (env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
+        said = tmp_path_factory.mktemp("said")
+        environment = dict(os.environ) | (env or {})
+        process = processes.Process(target=_train, args=(options, folder, said, environment))
+        process.start()
+        process.join(TIMEOUT_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail(f"train {' '.join(options)} did not end within {TIMEOUT_SECONDS:.0f} s")
         return FinishedRun(
-            exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr, cwd=folder
+            exit_code=process.exitcode,
+            stdout=(said / "stdout").read_text(),
+            stderr=(said / "stderr").read_text(),
+            cwd=folder,
         )
 
     return run
+
+
+def _train(
+    options: tuple[str, ...], folder: Path, said: Path, environment: Mapping[str, str]
+) -> None:
+    """Be the process: `COMMAND` with these options."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["train", *options]
+    warnings.simplefilter("error")
+    from esper.tamiyo.entry import main  # not at import: the testkit does without the trainer
+
+    main()
