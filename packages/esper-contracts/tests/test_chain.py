@@ -239,3 +239,25 @@ def test_a_line_has_left_the_process_when_append_returns(tmp_path: Path) -> None
     with EventLog(path) as log:
         log.append("test", {"epoch": 0})
         assert len(list(read_chain(path))) == 1
+
+
+def test_a_log_goes_on_after_its_process_died(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        log.append("test", {"n": 0})
+        position = log.position
+        log.append("test", {"n": 1})
+    with EventLog(path, after=position) as log:
+        log.append("test", {"n": 2})
+        assert log.position.seq == 2
+    assert [event.data for event in read_chain(path)] == [{"n": 0}, {"n": 2}]
+
+
+def test_a_log_that_was_cut_does_not_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        log.append("test", {})
+        position = log.position
+    path.write_bytes(b"")
+    with pytest.raises(ChainError, match="was cut"), EventLog(path, after=position):
+        pass

@@ -7,6 +7,7 @@ line before (64 zeros for the first).
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -63,19 +64,31 @@ def next_event(
     return ChainedEvent.model_validate(fields | {"hash": sha256_hex(canonical_json(hashed))})
 
 
+class LogPosition(Contract):
+    """How far a log has been written."""
+
+    size_bytes: int = Field(ge=0)
+    seq: int = Field(ge=0)
+    head: Sha256
+
+
 class EventLog:
     """Appends to a new hash-chained log; a context manager.
+
+    With `after`, the position that an earlier log in the same file had, it goes on from there: what a
+    process wrote between that moment and its death is cut off, for it will happen again.
 
     A full disk does not stop what is logged: from the first line that cannot be written on, nothing
     more is, `failure` says why and `lost` counts. The lines before it still verify, up to `head`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, after: LogPosition | None = None) -> None:
         self._path = path
         self._file: BinaryIO | None = None
-        self._size = 0
-        self._seq = 0
-        self._head = GENESIS
+        self._after = after
+        self._size = 0 if after is None else after.size_bytes
+        self._seq = 0 if after is None else after.seq
+        self._head = GENESIS if after is None else after.head
         self._lost = 0
         self._failure: str | None = None
 
@@ -83,6 +96,11 @@ class EventLog:
     def head(self) -> str:
         """The hash of the last line written: whoever keeps it can detect any later change."""
         return self._head
+
+    @property
+    def position(self) -> LogPosition:
+        """How far the log has been written; for `after`."""
+        return LogPosition(size_bytes=self._size, seq=self._seq, head=self._head)
 
     @property
     def lost(self) -> int:
@@ -95,9 +113,23 @@ class EventLog:
         return self._failure
 
     def __enter__(self) -> Self:
-        """Create the file; it must not exist yet."""
+        """Create the file, which must not exist yet, or open it to go on.
+
+        Raises:
+            ChainError: if the file is shorter than it was at the position to go on from.
+
+        """
         # Unbuffered: a line has left the process when `append` returns, or is known to be lost.
-        self._file = self._path.open("xb", buffering=0)
+        if self._after is None:
+            self._file = self._path.open("xb", buffering=0)
+            return self
+        file = self._path.open("r+b", buffering=0)
+        if file.seek(0, os.SEEK_END) < self._size:
+            file.close()
+            raise ChainError(f"{self._path} was cut: it is shorter than the log to go on with")
+        file.truncate(self._size)
+        file.seek(self._size)
+        self._file = file
         return self
 
     def __exit__(

@@ -6,7 +6,7 @@ ports of the message bus, of the library and of its artifact store are in `bus_p
 boundary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,36 @@ class SeedBed(Protocol):
         """Write `model.safetensors` and `lineage.json` into `folder`."""
         ...
 
+    def checkpoint(self, folder: Path | str, *, beside: Mapping[str, bytes] | None = None) -> None:
+        """Write all that a new process needs to go on to the very same final weights, or nothing.
+
+        `beside` are files of the caller's, named like `mine.json`, of the same moment. What the folder
+        held before stays until all of it is on disk.
+
+        Raises:
+            HostError: if something in the state cannot be written.
+            OSError: if the folder cannot be written.
+
+        """
+        ...
+
+    def resume(self, folder: Path | str) -> int:
+        """Go on where `checkpoint` wrote `folder`; return the step. The bed comes from `SavedBeds.load`.
+
+        Raises:
+            ArtifactIntegrityError: if a file was changed or damaged.
+            KernelRejectedError: if a kernel no longer verifies, or its crucible is not trusted.
+            HostError: if host or optimizer are not like those of the run.
+
+        """
+        ...
+
+    def export(
+        self, folder: Path | str, example: Any, *, training: bool = False, onnx: bool = False
+    ) -> Any:
+        """Write the model as a program that runs without Esper; `example` is the inputs of one batch."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerContext:
@@ -191,6 +221,26 @@ class SeedBedFactory(Protocol):
         `example` is the inputs of one training batch, for what only a trial run can tell; with `widen`
         layers can also become wider, wherever such a run shows that they can.
         """
+        ...
+
+
+class SavedBeds(Protocol):
+    """Reads what beds have written. Group `esper.savedbeds`."""
+
+    def load(self, model: Any, folder: Path | str) -> SeedBed:
+        """Grow `model`, a fresh host, into what `save` or `checkpoint` wrote into `folder`.
+
+        Raises:
+            NotFoundError: if a file is missing.
+            ArtifactIntegrityError: if a file was changed or damaged.
+            ConfigError: if it was written by a newer version.
+            HostError: if `model` is not such a host.
+
+        """
+        ...
+
+    def read_beside(self, folder: Path | str, name: str) -> bytes:
+        """Return, verified, a file that was written beside a checkpoint. Raises as `load`."""
         ...
 
 

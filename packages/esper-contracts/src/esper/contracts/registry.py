@@ -14,6 +14,7 @@ from esper.contracts.ports import (
     ArtifactStoreFactory,
     BusFactory,
     LibraryFactory,
+    SavedBeds,
     SeedBedFactory,
     WorkerFactory,
 )
@@ -22,6 +23,7 @@ BUSES = "esper.buses"
 LIBRARIES = "esper.libraries"
 ARTIFACTS = "esper.artifacts"
 SEEDBEDS = "esper.seedbeds"
+SAVEDBEDS = "esper.savedbeds"
 WORKERS = "esper.workers"
 
 
@@ -76,6 +78,11 @@ def artifact_store_factory(url: str) -> ArtifactStoreFactory:
 def seed_bed_factory(name: str = "kasmina") -> SeedBedFactory:
     """Return the factory of a seed layer by name. Raises `UnknownSchemeError`."""
     return cast("SeedBedFactory", _load(SEEDBEDS, name, f"seed layer {name!r}"))
+
+
+def saved_beds(name: str = "kasmina") -> SavedBeds:
+    """Return what reads the models and checkpoints of a seed layer. Raises `UnknownSchemeError`."""
+    return cast("SavedBeds", _load(SAVEDBEDS, name, f"seed layer {name!r}"))
 
 
 def worker_factory(name: str) -> WorkerFactory:

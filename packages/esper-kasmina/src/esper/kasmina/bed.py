@@ -4,7 +4,7 @@
 points and reads health at the end of each epoch. Implements the port `esper.contracts.SeedBed`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -303,17 +303,18 @@ class Bed:
         """
         saving.write(Path(folder), self._model, self.sites, self._seeds.values())
 
-    def checkpoint(self, folder: Path | str) -> None:
+    def checkpoint(self, folder: Path | str, *, beside: Mapping[str, bytes] | None = None) -> None:
         """Write everything that a new process needs to go on to the very same final weights.
 
         The model and its lineage, optimizer, scheduler, scaler and copies, the random streams, every
         seed with its own learning, the way back of a graft before its verdict, the admitted kernels,
         and which commands were carried out. Not written: the place in the data, and which keys are
-        trusted. What `folder` held before stays usable until the new state is complete; it takes the
-        space of both for a moment. Make checkpoints between steps.
+        trusted; `beside` takes such things, as files named like `mine.json` (`loading.read_beside`).
+        What `folder` held before stays usable until the new state is complete; it takes the space of
+        both for a moment. Make checkpoints between steps.
 
         Raises:
-            ConfigError: if the folder holds a saved model.
+            ConfigError: if the folder holds a saved model, or `beside` a name that it cannot have.
             HostError: if something in the state cannot be written, naming it.
             OSError: if the folder cannot be written.
 
@@ -325,6 +326,7 @@ class Bed:
             stages=next((seed.stages for seed in self._seeds.values()), StageLengths()),
             executed=self._executed,
             kernels=list(self._admission.admitted.values()),
+            beside=beside or {},
         )
 
     def resume(self, folder: Path | str) -> int:

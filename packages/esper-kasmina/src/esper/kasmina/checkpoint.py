@@ -7,6 +7,7 @@ The bed calls `write` with a mark of the run, and `read` to get one back in a ne
         model.safetensors, lineage.json    the model, as `Bed.save` writes it
         run.json, run.safetensors          everything else, see `statetree`
         kernel-<sha256>.safetensors        the bytes of each admitted kernel
+        <name>.json                        what the caller keeps beside it, of the same moment
 
 Every file is named in `checkpoint.json` with its sha256. A process that dies while it writes leaves the
 previous moment in place; the next `write` clears away what it left.
@@ -32,6 +33,7 @@ from esper.contracts import (
     ConfigError,
     Contract,
     HostError,
+    NotFoundError,
     SeedState,
     Sha256,
     sha256_hex,
@@ -142,11 +144,12 @@ def write(
     stages: StageLengths,
     executed: Collection[str],
     kernels: Collection[tuple[CompiledKernelArtifact, bytes]],
+    beside: Mapping[str, bytes],
 ) -> None:
     """Make `mark` the current moment of the run in `folder`.
 
     Raises:
-        ConfigError: if the folder holds a saved model.
+        ConfigError: if the folder holds a saved model, or `beside` names a file in another way.
         HostError: if something in the run's state cannot be written, and what; or if another process
             is writing there.
         OSError: if the folder cannot be written; what was there before stays usable.
@@ -160,6 +163,9 @@ def write(
     }
     document, tensors = statetree.pack(run, name="run")
     contents = dict(model_files) | {RUN_FILE: document, RUN_TENSORS_FILE: tensors}
+    if odd := [n for n in beside if n in contents or not re.fullmatch(r"[a-z]+\.json", n)]:
+        raise ConfigError(f"{odd} cannot stand beside a checkpoint; name them like mine.json")
+    contents |= beside
     contents |= {_kernel_file(record.kernel_id): blob for record, blob in kernels}
     name = f"step-{mark.step:09d}-{uuid.uuid4().hex[:8]}"
     draft = Manifest(
@@ -222,6 +228,22 @@ def read(folder: Path) -> Checkpoint:
         )
     except (ArtifactIntegrityError, KeyError, TypeError, ValueError) as error:
         raise ArtifactIntegrityError(f"{path} is damaged: {error!r}") from error
+
+
+def read_beside(folder: Path | str, name: str) -> bytes:
+    """Return what the caller of `Bed.checkpoint` put beside the current moment under `name`, verified.
+
+    Raises:
+        NotFoundError: if there is no such file.
+        ConfigError: if the checkpoint was written by a newer version.
+        ArtifactIntegrityError: if a file was changed or damaged.
+
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if name not in manifest.files:
+        raise NotFoundError(f"the checkpoint in {folder} has no {name}: another program wrote it")
+    return _verified(folder / manifest.folder / name, manifest.files[name])
 
 
 def read_manifest(folder: Path) -> Manifest:

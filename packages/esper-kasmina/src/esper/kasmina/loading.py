@@ -1,6 +1,7 @@
 """Brings a saved model back: a fresh host of the same architecture grows again what it had grown.
 
-Reads what `saving.write` left in a folder and hands back a bed.
+Reads what `saving.write` left in a folder and hands back a bed; this module implements the port
+`esper.contracts.SavedBeds`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from esper.contracts import (
 )
 from esper.kasmina import checkpoint
 from esper.kasmina.bed import Bed
+from esper.kasmina.checkpoint import read_beside
 from esper.kasmina.files import read
 from esper.kasmina.graft import child_name, is_graft_name
 from esper.kasmina.kernels import build_block
@@ -35,6 +37,8 @@ from esper.kasmina.saving import (
 from esper.kasmina.seed import GRAFTED
 from esper.kasmina.stages import StageLengths
 from esper.kasmina.wrapping import SAMPLE_EVERY_STEPS, carry_out
+
+__all__ = ["load", "read_beside"]
 
 
 def load(

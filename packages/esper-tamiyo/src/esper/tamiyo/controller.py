@@ -12,7 +12,7 @@ grafted, commands the bed, and puts all of it on the bus and in the event log.
 import atexit
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -39,8 +39,10 @@ from esper.contracts import (
     get_logger,
     new_id,
 )
+from esper.tamiyo import remembering
 from esper.tamiyo.forge import forge_kernels
 from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
+from esper.tamiyo.outcomes import field_report
 from esper.tamiyo.policies import EpochFigures, Gap, Observation, Policy, Proposal
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
@@ -50,9 +52,6 @@ _log = get_logger(__name__)
 _S = SeedState
 
 _OUTCOMES = (_S.FOSSILIZED, *UNDONE)
-
-UNKNOWN = "0" * 64
-"""Stands for the blueprint of a block that came with a loaded model and that this library lacks."""
 
 _controlled: set[int] = set()
 """Ids of the beds that have a controller now, each kept alive by it."""
@@ -77,6 +76,8 @@ class Tamiyo:
         epochs: how many epochs the loop will run, so that nothing is grown too late to be judged.
         runtime: an open runtime to use; the caller closes it.
         log: an open event log to append to.
+        resume: a folder that `checkpoint` wrote, to go on from there to the same weights. `bed` then
+            comes from `esper.kasmina.load(model, resume)` instead of `wrap`.
 
     Raises:
         ConfigError: if `bed` is no seed bed, has a controller already, or `optimizer` is none.
@@ -97,6 +98,7 @@ class Tamiyo:
         epochs: int | None = None,
         runtime: Runtime | None = None,
         log: EventLog | None = None,
+        resume: Path | str | None = None,
     ) -> None:
         _check_arguments(bed, optimizer)
         self.bed = bed
@@ -119,10 +121,14 @@ class Tamiyo:
         self._closing = ExitStack()
         self._runtime = runtime or self._closing.enter_context(_embedded_runtime(self._closing))
         try:
-            self.kernels = forge_kernels(bed, self._runtime)
-            for kernel in self.kernels:
-                self._record("kernel", kernel)
+            self._crucible = self._runtime.public_key
+            if resume is None:
+                self.kernels = forge_kernels(bed, self._runtime)
+                for kernel in self.kernels:
+                    self._record("kernel", kernel)
             bed.attach(optimizer, scheduler, scaler=scaler, copies=copies)
+            if resume is not None:
+                self._go_on(resume)
         except BaseException:
             self._closing.close()
             raise
@@ -149,6 +155,44 @@ class Tamiyo:
         atexit.unregister(self.close)
         self._is_open = False
         self._closing.close()
+
+    def checkpoint(self, folder: Path | str, *, beside: Mapping[str, bytes] | None = None) -> None:
+        """Write all of the run but its place in the data into `folder`, or nothing.
+
+        For `Tamiyo(..., resume=folder)` in a new process, which then goes on to the very same weights.
+        Call it between two steps; `beside` are files of yours, named like `mine.json`.
+
+        Raises:
+            HostError: if something in the state cannot be written.
+            OSError: if the folder cannot be written; what it held before stays good.
+
+        """
+        memory = remembering.Memory(
+            epoch=self.epoch,
+            seconds=time.monotonic() - self._begun,
+            public_key=self._crucible.hex(),
+            kernels=tuple(self.kernels),
+            history=remembering.epochs(self._history),
+            seeds=remembering.open_seeds(self._before, self._evidence, self._copy_of),
+            events=tuple(self.events),
+            field_reports=tuple(self.field_reports),
+        )
+        mine = {remembering.FILE: memory.model_dump_json().encode()}
+        self.bed.checkpoint(folder, beside=mine | dict(beside or {}))
+
+    def _go_on(self, folder: Path | str) -> None:
+        """Take up what `checkpoint` wrote: the kernels are those of then, as they were measured."""
+        memory = remembering.read(folder)
+        self._crucible = bytes.fromhex(memory.public_key)
+        self.bed.trust(self._crucible)
+        self.bed.resume(folder)
+        self.epoch, self.kernels = memory.epoch, memory.kernels
+        self.events, self.field_reports = list(memory.events), list(memory.field_reports)
+        self._history = [known.figures() for known in memory.history]
+        self._before = {s.seed_id: s.before.figures() for s in memory.seeds if s.before is not None}
+        self._evidence = remembering.evidence_of(memory.seeds)
+        self._copy_of = {s.seed_id: s.copy_of for s in memory.seeds if s.copy_of is not None}
+        self._begun = time.monotonic() - memory.seconds
 
     def end_epoch(
         self,
@@ -373,41 +417,20 @@ class Tamiyo:
             self._report_outcome(event, before)
 
     def _report_outcome(self, event: SeedEvent, seed: SeedStatus) -> None:
-        kernel = self._kernel_of(seed)
         before = self._before.pop(event.seed_id, None)
         evidence = self._evidence.pop(event.seed_id, None)
         if event.to_state is not _S.FOSSILIZED and before is not None:
             # The host is again what it was then; what came later did not happen to it.
             self._history = [f for f in self._history if f.epoch <= before.epoch]
-        without = evidence.without_block if evidence is not None else None
-        report = FieldReport(
-            run_id=self._runtime.run_id,
-            seed_id=event.seed_id,
-            site=event.site,
-            kernel_id=seed.kernel_id or UNKNOWN,
-            blueprint_id=kernel.blueprint_id if kernel is not None else UNKNOWN,
-            blueprint_name=seed.blueprint_name or "unknown",
-            outcome=event.to_state,
-            reason=event.reason,
-            epoch_started=max(
-                (
-                    e.epoch
-                    for e in self.events
-                    if e.seed_id == event.seed_id and e.to_state is _S.GERMINATED
-                ),
-                default=0,  # it came with a loaded model
-            ),
-            epoch_ended=event.epoch,
-            parameters_added=(
-                kernel.num_parameters
-                if kernel is not None and event.to_state is _S.FOSSILIZED
-                else 0
-            ),
-            loss_before=before.val_loss if before is not None else None,
-            loss_with=evidence.with_block.loss if evidence is not None else None,
-            loss_without=without.loss if without is not None else None,
-            accuracy_with=evidence.with_block.accuracy if evidence is not None else None,
-            accuracy_without=without.accuracy if without is not None else None,
+        report = field_report(
+            self._runtime.run_id,
+            len(self.field_reports),
+            event,
+            seed=seed,
+            kernel=self._kernel_of(seed),
+            events=self.events,
+            before=before,
+            evidence=evidence,
         )
         self.field_reports.append(report)
         self._record("field_report", report)

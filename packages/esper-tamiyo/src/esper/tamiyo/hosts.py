@@ -1,69 +1,66 @@
-"""Hosts: the small models that a run starts from.
+"""Hosts: the models that a run starts from, by name; how one is found, built and tried on its task.
 
-Deliberately small: each has a bottleneck that growth can relieve. Shapes: B batch, C classes.
+The built-in ones are deliberately small, with a bottleneck that growth can relieve; `width` makes them larger.
 """
 
 import copy
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from esper.contracts import ConfigError
+from esper.tamiyo import architectures
 from esper.tamiyo.loading import call, failure, resolve
-from esper.tamiyo.tasks import Task
+from esper.tamiyo.tasks.goals import Goal, mean_loss
+from esper.tamiyo.tasks.task import Split, Task
 
 
-def mlp(task: Task, width: int = 6) -> nn.Module:
-    """Return an MLP with two hidden layers of `width` units: (B, …) → (B, C)."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(task.num_features, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, task.num_classes),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A built-in host."""
+
+    build: Callable[[Task, int], nn.Module]
+    """`(task, width) → model`; raises `ConfigError` for a task that it does not fit."""
+    width: int
+    """Unless the user says another."""
+    about: str
 
 
-def cnn(task: Task, width: int = 2) -> nn.Module:
-    """Return two convolutions of `width` channels and a linear head: (B, …) → (B, C).
-
-    A one-dimensional signal is an image of height 1.
-
-    Raises:
-        ConfigError: if the task's samples are no images.
-
-    """
-    if task.image_shape is None:
-        raise ConfigError(
-            f"host 'cnn' needs images, and task {task.name!r} declares no image_shape; "
-            "use host 'mlp', or set image_shape=(channels, height, width) on the task"
-        )
-    channels, height, columns = task.image_shape
-    kernel = (1, 5) if height == 1 else (3, 3)
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    reduced = (height + 1) // 2 * ((columns + 1) // 2)  # stride 2, "same" padding
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Unflatten(1, task.image_shape),
-        nn.Conv2d(channels, width, kernel, padding=padding),
-        nn.ReLU(),
-        nn.Conv2d(width, width, kernel, padding=padding, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(width * reduced, task.num_classes),
-    )
-
-
-HOSTS: Mapping[str, Callable[[Task], object]] = {"mlp": mlp, "cnn": cnn}
+HOSTS: Mapping[str, Entry] = {
+    "mlp": Entry(
+        build=architectures.mlp,
+        width=6,
+        about="two hidden layers of WIDTH units, for anything but text",
+    ),
+    "cnn": Entry(
+        build=architectures.cnn,
+        width=2,
+        about="two convolutions of WIDTH channels, for images and signals",
+    ),
+    "resnet": Entry(
+        build=architectures.resnet,
+        width=8,
+        about="ResNet-18 with WIDTH channels at first (64 is the original's), for images",
+    ),
+    "transformer": Entry(
+        build=architectures.transformer,
+        width=32,
+        about="two causal blocks of WIDTH features, for text",
+    ),
+}
 """The built-in hosts."""
 
+_COLLECTIONS = ("torchvision", "timm")
+"""`torchvision:NAME` and `timm:NAME` are the models of these packages, where they are installed."""
 
-def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
+
+def build_host(name: str, task: Task, *, seed: int, width: int | None = None) -> nn.Module:
     """Build a host with initial weights drawn from `seed`, and check that it fits the task.
 
     Seeds the global generators of torch, numpy and random: initialisers and layers draw from them.
@@ -72,11 +69,11 @@ def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
         NotFoundError, ConfigError: if there is no such host, or it does not fit the task.
 
     """
-    factory = resolve("host", name, HOSTS)
+    build = _builder(name, width)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-    model: object = call("host", name, factory, task)
+    model: object = call("host", name, build, task)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"host {name!r} returned a {type(model).__name__}; expected a nn.Module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -87,20 +84,68 @@ def build_host(name: str, task: Task, *, seed: int) -> nn.Module:
     return model
 
 
+def _builder(name: str, width: int | None) -> Callable[[Task], object]:
+    if name in HOSTS:
+        entry = HOSTS[name]
+        return lambda task: entry.build(task, width or entry.width)
+    if width is not None:
+        raise ConfigError(f"host {name!r} is no built-in one, so --width means nothing to it")
+    collection, _, model_name = name.partition(":")
+    if collection in _COLLECTIONS:
+        return lambda task: _from_collection(collection, model_name, task)
+    names: Mapping[str, Callable[..., object]] = dict.fromkeys(HOSTS, dict)
+    return resolve("host", name, names)
+
+
+def _from_collection(collection: str, name: str, task: Task) -> nn.Module:
+    """Build a model of a package that the user has installed, untrained, for images."""
+    if task.image_shape is None or task.goal is not Goal.CLASSIFICATION:
+        raise ConfigError(f"{collection}'s models classify images, and task {task.name!r} has none")
+    try:
+        module: Any = import_module("torchvision.models" if collection == "torchvision" else "timm")
+    except ImportError as error:
+        raise ConfigError(
+            f"host '{collection}:{name}' needs the package {collection}; install it: "
+            f"uv pip install {collection}"
+        ) from error
+    names: list[str] = module.list_models()
+    if name not in names:
+        raise ConfigError(architectures.unknown(f"{collection}:{name}", collection, name, names))
+    channels = task.image_shape[0]
+    if collection == "timm":
+        model: nn.Module = module.create_model(
+            name, num_classes=task.num_classes, in_chans=channels
+        )
+        return nn.Sequential(nn.Flatten(), nn.Unflatten(1, task.image_shape), model)
+    model = module.get_model(name, weights=None, num_classes=task.num_classes)
+    # They take three channels; a grey image is the same in each.
+    repeat = architectures.Repeat(3 // channels) if channels in (1, 3) else None
+    if repeat is None:
+        raise ConfigError(f"torchvision's models take 1 or 3 channels; the images have {channels}")
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, task.image_shape), repeat, model)
+
+
 def _check_fit(name: str, model: nn.Module, task: Task) -> None:
     """Answer and train on two samples; leaves the model and the random streams as they were."""
-    inputs, targets = task.train.inputs[:2], task.train.targets[:2]
+    two = Split(inputs=task.train.inputs[:2], targets=task.train.targets[:2])
+    inputs, _ = two.inputs, two.targets
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         output = _attempt(name, task, " answering", lambda: _answer(model, inputs))
         expected = (len(inputs), task.num_classes)
+        meaning = "one logit per class"
+        if task.goal is Goal.LANGUAGE:
+            expected = (*inputs.shape, task.num_classes)
+            meaning = "one logit per character at each position"
+        elif task.goal is Goal.REGRESSION:
+            meaning = "one number per sample"
         if not isinstance(output, Tensor) or output.shape != expected:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ConfigError(
                 f"host {name!r} answers {len(inputs)} samples of task {task.name!r} with {shape}; "
-                f"expected one logit per class: {expected}"
+                f"expected {meaning}: {expected}"
             )
         if (copied := _copy(model)) is not None:
-            _attempt(name, task, " learning", lambda: _learn(copied.train(), inputs, targets))
+            _attempt(name, task, " learning", lambda: _learn(copied.train(), task.goal, two))
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
@@ -121,8 +166,8 @@ def _answer(model: nn.Module, inputs: Tensor) -> object:
         model.train(was_training)
 
 
-def _learn(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-    functional.cross_entropy(model(inputs), targets).backward()  # pyright: ignore[reportUnknownMemberType]
+def _learn(model: nn.Module, goal: Goal, two: Split) -> None:
+    mean_loss(goal, model(two.inputs), two.targets).backward()  # pyright: ignore[reportUnknownMemberType]
 
 
 def _attempt[T](name: str, task: Task, when: str, action: Callable[[], T]) -> T:

@@ -1,17 +1,79 @@
-"""The training loop: one epoch of mini-batch cross-entropy, and a measurement.
+"""The training loop: one epoch of mini-batches, and a measurement.
 
-Deliberately plain, as in anybody's script: nothing here knows of seeds. Shapes: B batch, C classes.
+Deliberately plain, as in anybody's script: nothing here knows of seeds. Shapes: B batch, N samples.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
+from esper.contracts import ConfigError
 from esper.tamiyo.stopping import StopRequestedError
-from esper.tamiyo.tasks import Split
+from esper.tamiyo.tasks.goals import Goal, correct, losses, mean_loss
+from esper.tamiyo.tasks.task import Split
 from esper.tamiyo.verdict import Figures
+
+_MEASURED_AT_ONCE = 1_024
+"""Samples; more would cost memory and gain nothing."""
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a run computes with."""
+
+    device: torch.device
+    autocast: torch.dtype | None = None
+    """Type of mixed precision; None computes in the parameters' own."""
+    accumulate: int = 1
+    """Mini-batches whose gradients make one step of the optimizer."""
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Return the context that a forward pass runs in."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+    def scaler(self) -> torch.amp.GradScaler | None:  # pyright: ignore[reportPrivateImportUsage]
+        """Return a gradient scaler where one is needed: for float16."""
+        if self.autocast is not torch.float16:
+            return None
+        return torch.amp.GradScaler(self.device.type)  # pyright: ignore
+
+
+def choose_means(device: str, precision: str, accumulate: int) -> Means:
+    """Return what to compute with.
+
+    Raises:
+        ConfigError: if there is no such device, or it cannot compute in that precision.
+
+    """
+    has_cuda = torch.cuda.is_available()
+    name = ("cuda" if has_cuda else "cpu") if device == "auto" else device
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if has_cuda else 0
+        number = int(name.partition(":")[2] or 0)
+        if number >= count:
+            has = f"{count} CUDA devices" if count else "no CUDA device"
+            raise ConfigError(
+                f"device {device!r} is not here: this machine has {has}; use --device cpu"
+            )
+    return Means(device=torch.device(name), autocast=_DTYPES[precision], accumulate=accumulate)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far an epoch got: with it, an interrupted one goes on where it was."""
+
+    batches: int = 0
+    """Mini-batches done."""
+    loss_sum: float = 0.0
+    """Of their samples."""
 
 
 def train_epoch(
@@ -19,45 +81,102 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     data: Split,
     *,
+    goal: Goal = Goal.CLASSIFICATION,
     batch_size: int,
     order_seed: int,
+    means: Means | None = None,
+    scaler: Any | None = None,
+    after_step: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
 ) -> float:
     """Train one pass over `data` and return the mean loss.
 
     The order of the samples depends on `order_seed` only, not on the global random streams.
 
+    Args:
+        model: to be trained.
+        optimizer: of its parameters.
+        data: on the model's device.
+        goal: what the loss is.
+        batch_size: samples of one mini-batch.
+        order_seed: decides their order.
+        means: precision, and mini-batches to one step.
+        scaler: the gradient scaler that the precision needs.
+        after_step: called behind each step of the optimizer, for example a scheduler's step.
+        stop: asked before each mini-batch that begins a step.
+        progress: where to begin, kept up to date.
+
     Raises:
-        StopRequestedError: if `stop` said so before a step.
+        StopRequestedError: if `stop` said so; `progress` tells how far the epoch got.
 
     """
+    means = means or Means(device=torch.device("cpu"))
+    progress = progress or Progress()
     model.train()
     generator = torch.Generator().manual_seed(order_seed)
-    order = torch.randperm(len(data), generator=generator)
-    total = 0.0
-    for batch in order.split(batch_size):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if stop():
+    order = torch.randperm(len(data), generator=generator).to(data.inputs.device)
+    batches: tuple[Tensor, ...] = order.split(batch_size)  # pyright: ignore
+    # On the device until the end: a GPU need not wait for each loss to be read.
+    total = torch.tensor(progress.loss_sum, dtype=torch.float64, device=data.inputs.device)
+    optimizer.zero_grad(set_to_none=True)
+    for number in range(progress.batches, len(batches)):
+        batch, done = batches[number], number % means.accumulate
+        if done == 0 and stop():
+            progress.batches, progress.loss_sum = number, float(total)
             raise StopRequestedError
-        logits = model(data.inputs[batch])  # (B, C)
-        loss = functional.cross_entropy(logits, data.targets[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        with means.precision():
+            loss = mean_loss(goal, model(data.inputs[batch]), data.targets[batch])
+        total += loss.detach() * len(batch)
+        is_last = done == means.accumulate - 1 or number == len(batches) - 1
+        # The last step of an epoch may be of fewer mini-batches; it is their mean all the same.
+        share = min(means.accumulate, len(batches) - (number - done))
+        _backward(loss if share == 1 else loss / share, scaler)
+        if is_last:
+            _step(optimizer, scaler)
+            optimizer.zero_grad(set_to_none=True)
+            after_step()
+    progress.batches, progress.loss_sum = len(batches), float(total)
+    return progress.loss_sum / len(data)
+
+
+def _backward(loss: Tensor, scaler: Any | None) -> None:
+    (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def _step(optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
+    if scaler is None:
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        total += loss.item() * len(batch)  # pyright: ignore[reportUnknownArgumentType]
-    return total / len(data)
+    else:
+        scaler.step(optimizer)
+        scaler.update()
 
 
-def measure(model: nn.Module, data: Split) -> Figures:
-    """Return mean cross-entropy and accuracy on `data`; leaves the model's mode as it was."""
+def measure(
+    model: nn.Module,
+    data: Split,
+    *,
+    goal: Goal = Goal.CLASSIFICATION,
+    means: Means | None = None,
+) -> Figures:
+    """Return mean loss and accuracy on `data`; leaves the model's mode as it was."""
+    means = means or Means(device=torch.device("cpu"))
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        logits = model(data.inputs)  # (N, C)
-        losses = functional.cross_entropy(logits, data.targets, reduction="none")  # (N,)
-        correct = int((logits.argmax(dim=1) == data.targets).sum())
+    found: list[Tensor] = []
+    right: list[Tensor] = []
+    with torch.no_grad(), means.precision():
+        for start in range(0, len(data), _MEASURED_AT_ONCE):
+            some = slice(start, start + _MEASURED_AT_ONCE)
+            answers = model(data.inputs[some]).float()
+            found.append(losses(goal, answers, data.targets[some]))
+            correct_ones = correct(goal, answers, data.targets[some])
+            if correct_ones is not None:
+                right.append(correct_ones)
     model.train(was_training)
+    all_losses = torch.cat(found)  # (N,)
     return Figures(
-        loss=losses.mean().item(),
-        accuracy=correct / len(data),
-        losses=[float(loss) for loss in losses],
+        loss=all_losses.mean().item(),
+        accuracy=torch.cat(right).mean().item() if right else None,
+        losses=all_losses.tolist(),  # pyright: ignore[reportUnknownMemberType]
     )

@@ -1,4 +1,4 @@
-"""Tasks: labelled data in three parts, in memory.
+"""Tasks: data in three parts, in memory.
 
 The trainer learns on `train`, the controller decides on `validation`, and the figures that a run
 reports come from `test`, which nothing else ever sees.
@@ -7,17 +7,15 @@ Shapes: N samples, then whatever one sample is, for example (64,) or (1, 8, 8).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError
-from esper.tamiyo.loading import call, resolve
+from esper.tamiyo.tasks.goals import Goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,79 +23,50 @@ class Split:
     """One part of a task."""
 
     inputs: Tensor
-    """(N, …), floating point."""
+    """(N, …), floating point; for a language task (N, T) int64 character indices."""
     targets: Tensor
-    """(N,), int64 class indices."""
+    """(N,) int64 class indices; (N,) floating point for regression; (N, T) int64 for a language task."""
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def to(self, device: torch.device) -> "Split":
+        """Return the same samples on a device."""
+        return Split(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A classification task."""
+    """What is to be learned, from which data."""
 
     name: str
     train: Split
     validation: Split
     test: Split
     num_classes: int
+    """Classes, or characters of a language task's alphabet; 1 for regression."""
     image_shape: tuple[int, int, int] | None = None
     """(channels, height, width) when one sample, flat or not, is an image; None otherwise."""
+    goal: Goal = Goal.CLASSIFICATION
+    notes: tuple[str, ...] = ()
+    """What was done with the data, in sentences for the user: scaling, missing values, what was left out."""
 
     @property
     def num_features(self) -> int:
         """Numbers in one sample."""
         return int(self.train.inputs[0].numel())
 
-
-def digits() -> Task:
-    """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels scaled to [0, 1], 10 classes."""
-    from sklearn.datasets import load_digits  # pyright: ignore[reportUnknownVariableType]
-
-    data = cast("Any", load_digits())
-    inputs = torch.tensor(data.data / 16.0, dtype=torch.float32)
-    targets = torch.tensor(data.target, dtype=torch.int64)
-    return _split("digits", inputs, targets, held_out=(300, 450), image_shape=(1, 8, 8))
-
-
-def mnist1d() -> Task:
-    """Return MNIST-1D (Greydanus & Kobak 2024), generated: 5,000 signals of 40 numbers, 10 classes."""
-    from mnist1d.data import (  # pyright: ignore[reportMissingTypeStubs]
-        get_dataset_args,  # pyright: ignore[reportUnknownVariableType]
-        make_dataset,  # pyright: ignore[reportUnknownVariableType]
-    )
-
-    # The generator draws from the global streams of numpy and random; the run's own must not notice.
-    numpy_state = np.random.get_state()
-    data: Any = make_dataset(get_dataset_args())
-    np.random.set_state(numpy_state)
-    inputs = torch.tensor(np.concatenate([data["x"], data["x_test"]]), dtype=torch.float32)
-    targets = torch.tensor(np.concatenate([data["y"], data["y_test"]]), dtype=torch.int64)
-    return _split("mnist1d", inputs, targets, held_out=(500, 1000), image_shape=(1, 1, 40))
-
-
-TASKS: Mapping[str, Callable[[], object]] = {"digits": digits, "mnist1d": mnist1d}
-"""The built-in tasks."""
-
-
-def load_task(name: str) -> Task:
-    """Return a built-in task, or what `module:function` returns.
-
-    Raises:
-        NotFoundError, ConfigError: if there is no such task, or it is no usable `Task`.
-
-    """
-    task: object = call("task", name, resolve("task", name, TASKS))
-    if not isinstance(task, Task):
-        raise ConfigError(
-            f"task {name!r} returned a {type(task).__name__}; expected esper.tamiyo.Task"
+    def to(self, device: torch.device) -> "Task":
+        """Return the same task with its data on a device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
         )
-    _check_task(name, task)
-    return task
 
 
-def _check_task(name: str, task: Task) -> None:
+def check_task(name: str, task: Task) -> None:
     """Check every field: a function of the user's may have put anything in it."""
     for part in ("train", "validation", "test"):
         _check_types(f"task {name!r}, {part} data", getattr(task, part))
@@ -148,8 +117,14 @@ def _check_split(task: Task, part: str, split: Split) -> None:
             f"{where}: one sample is {tuple(split.inputs.shape[1:])}; expected "
             f"{tuple(task.train.inputs.shape[1:])} as in the train data"
         )
+    if task.goal is Goal.LANGUAGE:
+        _check_texts(where, task, split)
+        return
     if not split.inputs.is_floating_point() or not bool(torch.isfinite(split.inputs).all()):
         raise ConfigError(f"{where}: inputs must be floating point and finite")
+    if task.goal is Goal.REGRESSION:
+        _check_numbers(where, split.targets)
+        return
     if split.targets.dtype != torch.int64 or split.targets.ndim != 1:
         raise ConfigError(
             f"{where}: targets are {tuple(split.targets.shape)} {split.targets.dtype}; "
@@ -162,27 +137,61 @@ def _check_split(task: Task, part: str, split: Split) -> None:
         )
 
 
-def _split(
+def _check_texts(where: str, task: Task, split: Split) -> None:
+    for field, value in (("inputs", split.inputs), ("targets", split.targets)):
+        if value.dtype != torch.int64 or value.ndim != 2 or value.shape != split.inputs.shape:
+            raise ConfigError(
+                f"{where}: {field} are {tuple(value.shape)} {value.dtype}; expected (samples, length) int64 "
+                "character indices, targets one position behind the inputs"
+            )
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= task.num_classes:
+            raise ConfigError(
+                f"{where}: {field} run from {low} to {high}; expected 0 to {task.num_classes - 1}"
+            )
+
+
+def _check_numbers(where: str, targets: Tensor) -> None:
+    if not targets.is_floating_point() or targets.ndim != 1:
+        raise ConfigError(
+            f"{where}: targets are {tuple(targets.shape)} {targets.dtype}; expected one floating-point "
+            "number per sample"
+        )
+    if not bool(torch.isfinite(targets).all()):
+        raise ConfigError(f"{where}: targets must be finite")
+
+
+def shuffled(
     name: str,
     inputs: Tensor,
     targets: Tensor,
     *,
+    num_classes: int,
     held_out: tuple[int, int],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, int, int] | None = None,
+    goal: Goal = Goal.CLASSIFICATION,
+    notes: tuple[str, ...] = (),
 ) -> Task:
-    """Shuffle once, the same way for every run, and cut off validation and test data."""
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    num_validation, num_test = held_out
-    ends = (0, num_test, num_test + num_validation, len(order))
-    test, validation, train = (
-        Split(inputs=inputs[order[start:end]], targets=targets[order[start:end]])
-        for start, end in pairwise(ends)
+    """Shuffle once, the same way for every run, and cut off `held_out` validation and test samples."""
+    train, validation, test = (
+        Split(inputs=inputs[part], targets=targets[part]) for part in parts(len(inputs), held_out)
     )
     return Task(
         name=name,
         train=train,
         validation=validation,
         test=test,
-        num_classes=int(targets.max()) + 1,
+        num_classes=num_classes,
         image_shape=image_shape,
+        goal=goal,
+        notes=notes,
     )
+
+
+def parts(num_samples: int, held_out: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which samples are train, validation and test data, the same for every run."""
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
+    num_validation, num_test = held_out
+    ends = (0, num_test, num_test + num_validation, num_samples)
+    test, validation, train = (order[start:end] for start, end in pairwise(ends))
+    return train, validation, test
