@@ -239,6 +239,10 @@ class SavedBeds(Protocol):
         """
         ...
 
+    def check(self, folder: Path | str) -> None:
+        """Pass silently if every file of a checkpoint is there and unchanged. Raises as `load`."""
+        ...
+
     def read_beside(self, folder: Path | str, name: str) -> bytes:
         """Return, verified, a file that was written beside a checkpoint. Raises as `load`."""
         ...

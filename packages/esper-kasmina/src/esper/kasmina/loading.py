@@ -19,7 +19,7 @@ from esper.contracts import (
 )
 from esper.kasmina import checkpoint
 from esper.kasmina.bed import Bed
-from esper.kasmina.checkpoint import read_beside
+from esper.kasmina.checkpoint import check, read_beside
 from esper.kasmina.files import read
 from esper.kasmina.graft import child_name, is_graft_name
 from esper.kasmina.kernels import build_block
@@ -38,7 +38,7 @@ from esper.kasmina.seed import GRAFTED
 from esper.kasmina.stages import StageLengths
 from esper.kasmina.wrapping import SAMPLE_EVERY_STEPS, carry_out
 
-__all__ = ["load", "read_beside"]
+__all__ = ["check", "load", "read_beside"]
 
 
 def load(

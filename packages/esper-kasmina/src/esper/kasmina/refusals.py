@@ -1,6 +1,8 @@
 """Why a host, or a layer of it, cannot carry seeds; the plan lists what is said here."""
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +26,15 @@ def refuse_host(model: nn.Module) -> str | None:
         return f"{type(model).__name__} has fixed its parameters; wrap the module inside it before"
     if isinstance(model, torch.jit.ScriptModule):
         return "a ScriptModule cannot grow; wrap the module that it was made from"
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    if _is_compiled(model):
         return "it is compiled; wrap the module inside it (its _orig_mod) and compile that"
     return None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    # Who names `torch._dynamo` imports it, which takes seconds; who has compiled anything has it.
+    eval_frame: Any = sys.modules.get("torch._dynamo.eval_frame")
+    return eval_frame is not None and isinstance(model, eval_frame.OptimizedModule)
 
 
 class Refusals:

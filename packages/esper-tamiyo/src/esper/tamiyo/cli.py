@@ -1,22 +1,13 @@
-"""The command line: `train`.
+"""The command `train`, which is also `tamiyo run`: options become a `RunConfig`, which is run."""
 
-Turns options into a `RunConfig`, runs it, and turns every `EsperError` into one clear message and exit
-code 2.
-"""
-
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from esper.contracts import EsperError, load_yaml, setup_logging
+from esper.contracts import load_yaml
 from esper.tamiyo.config import RunConfig, override
-from esper.tamiyo.entry import EXIT_INTERRUPTED, INTERRUPTED
-
-EXIT_UNEXPECTED = 1
-EXIT_BAD_INPUT = 2
+from esper.tamiyo.guarding import guarded
 
 _DEFAULT = RunConfig()
 
@@ -31,9 +22,15 @@ Examples:
 \b
   train                                        the default run
   train --host cnn --seed 3                    another host, another life
+  train --task text --host transformer         predict characters of Python's own source
+  train --task table --data wine.csv --target quality
+  train --task cifar10 --data cifar-10-batches-bin --host resnet --device cuda --precision bfloat16
   train --task mytask:load --host mynet:build  functions in files beside you
   train --policy never --no-twin               plain training
   train --config runs/ID/config.yaml           a run again, byte for byte
+
+Options may also come from the environment, as ESPER_TRAIN_EPOCHS and so on. `tamiyo --help` shows what
+else can be done with runs: resume, report, explain, compare, export.
 
 On real servers (README, "Real servers"; passwords come from .env):
 
@@ -43,37 +40,94 @@ On real servers (README, "Real servers"; passwords come from .env):
     --artifacts s3://esper-artifacts
 """
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _option(text: str, field: str | None, *names: str) -> Any:
     """Describe an option; its default is shown from the configuration, which owns it."""
-    if field is not None:
-        default = getattr(_DEFAULT, field)
-        text += f" [default: {'in the run folder' if default is None else default}]"
-    return typer.Option(*names, help=text, show_default=False)
+    if field is None:
+        return typer.Option(*names, help=text, show_default=False)
+    default = getattr(_DEFAULT, field)
+    if default is None:
+        shown = "in the run folder" if field in ("library", "artifacts") else "none"
+    else:
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+    return typer.Option(
+        *names,
+        help=f"{text} [default: {shown}]",
+        show_default=False,
+        envvar=f"ESPER_TRAIN_{field.upper()}",
+        show_envvar=False,
+    )
 
 
 @app.command(help=_HELP)
 def train(
     task: Annotated[
-        str | None, _option("digits, mnist1d, or module:function returning a Task.", "task")
+        str | None, _option("A built-in task (`tamiyo tasks`) or module:function.", "task")
+    ] = None,
+    data: Annotated[
+        Path | None, _option("Your data's file or folder, for tasks that need some.", "data")
+    ] = None,
+    target: Annotated[
+        str | None, _option("The column to be learned, for --task table.", "target")
     ] = None,
     host: Annotated[
-        str | None, _option("mlp, cnn, or module:function taking the Task.", "host")
+        str | None,
+        _option(
+            "A built-in host (`tamiyo hosts`), torchvision:NAME, timm:NAME, or module:function.",
+            "host",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        _option("Units or channels of a built-in host; deliberately few if none.", "width"),
     ] = None,
     epochs: Annotated[int | None, _option("Passes over the training data.", "epochs")] = None,
+    batch_size: Annotated[
+        int | None, _option("Samples of one mini-batch.", "batch_size", "--batch-size")
+    ] = None,
+    accumulate: Annotated[
+        int | None, _option("Mini-batches to one step of the optimizer.", "accumulate")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, _option("AdamW's, at first.", "learning_rate", "--learning-rate", "--lr")
+    ] = None,
+    schedule: Annotated[
+        str | None, _option("Of the learning rate: constant, or cosine to zero.", "schedule")
+    ] = None,
     seed: Annotated[int | None, _option("Same seed, same decisions, same weights.", "seed")] = None,
     threads: Annotated[int | None, _option("Threads that torch computes with.", "threads")] = None,
+    device: Annotated[
+        str | None, _option("auto (CUDA where there is some), cpu, cuda or cuda:N.", "device")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _option("float32, or bfloat16 or float16 for mixed precision.", "precision"),
+    ] = None,
+    compile: Annotated[
+        bool | None, _option("Compile the training step.", "compile", "--compile/--no-compile")
+    ] = None,
     policy: Annotated[
         str | None,
         _option(
-            "gap, heuristic, random, never (plain training), scripted:RUN_FOLDER, or module:function.",
+            "A built-in policy (`tamiyo policies`), scripted:RUN_FOLDER, or module:function.",
             "policy",
         ),
     ] = None,
     widen: Annotated[
         bool | None, _option("Layers can also become wider.", "widen", "--widen/--no-widen")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        _option(
+            "How often a checkpoint is written; 0: every epoch.",
+            "checkpoint_seconds",
+            "--checkpoint-seconds",
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, _option("How many are kept.", "keep_checkpoints", "--keep-checkpoints")
     ] = None,
     bus: Annotated[str | None, _option("memory:// or redis://HOST:PORT/DB.", "bus")] = None,
     library: Annotated[
@@ -89,12 +143,12 @@ def train(
         ),
     ] = None,
     out: Annotated[Path | None, _option("Where run folders are made.", "out")] = None,
-    config: Annotated[
-        Path | None, _option("A YAML file; options given here win over it.", None, "--config")
-    ] = None,
     twin: Annotated[
         bool | None,
-        _option("Also train the same host without growth, to compare.", None, "--twin/--no-twin"),
+        _option("Also train the same host without growth, to compare.", "twin", "--twin/--no-twin"),
+    ] = None,
+    config: Annotated[
+        Path | None, _option("A YAML file; options given here win over it.", None, "--config")
     ] = None,
     quiet: Annotated[bool, _option("Print errors only.", None, "--quiet")] = False,
     debug: Annotated[
@@ -102,60 +156,16 @@ def train(
     ] = False,
 ) -> None:
     """Run one training."""
-    # What a person must know is said by the run itself, once; log lines are for --debug.
-    setup_logging("train", logging.DEBUG if debug else logging.CRITICAL)
-    changes = {
-        "task": task,
-        "host": host,
-        "epochs": epochs,
-        "seed": seed,
-        "threads": threads,
-        "policy": policy,
-        "widen": widen,
-        "bus": bus,
-        "library": library,
-        "artifacts": artifacts,
-        "out": out,
-        "twin": twin,
-    }
-    try:
-        interrupted = _train(config, changes, quiet=quiet)
-    except EsperError as error:
-        if debug:
-            raise
-        _print_error(str(error), error)
-        raise typer.Exit(EXIT_BAD_INPUT) from None
-    except (Exception, SystemExit) as error:  # the last line of defence against a raw traceback
-        if debug:
-            raise
-        text = f"unexpected {type(error).__name__}: {error}. This is a mistake in the task, in the host "
-        _print_error(
-            text + "or in Esper; --debug shows where", error, otherwise="nothing was saved"
-        )
-        raise typer.Exit(EXIT_UNEXPECTED) from None
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    if interrupted:
-        raise typer.Exit(EXIT_INTERRUPTED)
+    changes = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
+    with guarded("train", debug=debug):
+        chosen = load_yaml(config, RunConfig) if config is not None else _DEFAULT
+        chosen = override(chosen, changes)
+        # torch takes seconds to import; a mistake in the options is reported without it.
+        from esper.tamiyo.run import run
+        from esper.tamiyo.ui import Ui
 
-
-def _print_error(text: str, error: BaseException, *, otherwise: str | None = None) -> None:
-    """Print one message, with what is left of the run where something is (see `folder`)."""
-    left = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
-    print("; ".join([f"train: {text}", *left]), file=sys.stderr)
-
-
-def _train(config_file: Path | None, changes: dict[str, Any], *, quiet: bool) -> bool:
-    """Run, and tell whether that was interrupted."""
-    config = load_yaml(config_file, RunConfig) if config_file is not None else _DEFAULT
-    config = override(config, changes)
-    # torch takes seconds to import; a mistake in the options is reported without it.
-    from esper.tamiyo.run import run
-    from esper.tamiyo.ui import Ui
-
-    with Ui(quiet=quiet) as ui:
-        return run(config, ui).interrupted
+        with Ui(quiet=quiet) as ui:
+            run(chosen, ui).stop_if_interrupted()
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Read from YAML (`--config`), overridden by the command line, written back in ful
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import yaml
@@ -27,9 +27,16 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = Field(default="digits", min_length=1)
-    """`digits`, `mnist1d`, or `module:function` for a function that returns a `Task`."""
+    """A built-in task (`tamiyo tasks`), or `module:function` for a function that returns a `Task`."""
+    data: Path | None = None
+    """The user's data, for tasks that need some."""
+    target: str | None = None
+    """The column to be learned, for tables."""
     host: str = Field(default="mlp", min_length=1)
-    """`mlp`, `cnn`, or `module:function` for a function that takes the `Task`, returns the model."""
+    """A built-in host (`tamiyo hosts`), `torchvision:NAME`, `timm:NAME`, or `module:function` for a function
+    that takes the `Task` and returns the model."""
+    width: int | None = Field(default=None, ge=1, le=65_536)
+    """Units or channels of a built-in host; None: deliberately few."""
     policy: str = Field(default="gap", min_length=1)
     """`gap`, `heuristic`, `random`, `never` for plain training, `scripted:RUN_FOLDER` to replay what
     another run grew, or `module:function` for a function that returns a policy."""
@@ -38,9 +45,22 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    """Mini-batches whose gradients make one step of the optimizer."""
     learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate over the whole run; `cosine` ends at zero."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto` is a CUDA device where there is one, else the CPU."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass; below float32 it is mixed (autocast), for float16 with a gradient scaler."""
+    compile: bool = False
+    """Whether the training step's forward pass is compiled (torch.compile)."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads that torch computes with; the built-in hosts are too small to gain from more."""
+    checkpoint_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    """At most so often a checkpoint is written, at the end of an epoch; 0: at every one."""
+    keep_checkpoints: int = Field(default=3, ge=2, le=1000)
     twin: bool = True
     """Also train the same host with the same seed and without growth, for comparison."""
     bus: str = Field(default="memory://", min_length=1)

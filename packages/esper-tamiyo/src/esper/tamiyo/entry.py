@@ -1,4 +1,4 @@
-"""Where the command `train` begins: ready for Ctrl-C before anything that takes time is imported.
+"""Where the commands `train` and `tamiyo` begin: ready for Ctrl-C before anything slow is imported.
 
 torch alone takes seconds. Until the run itself takes the signals over (`stopping`), and when it is done
 with them, there is nothing to save, so a signal ends the process with one line, wherever it is.
@@ -13,12 +13,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
-    """Run the command line."""
-    for number in SIGNALS:
-        signal.signal(number, _leave)
+    """Run `train`."""
+    _be_ready()
     from esper.tamiyo.cli import main as run_command_line
 
     run_command_line()
+
+
+def tamiyo() -> None:
+    """Run `tamiyo`."""
+    _be_ready()
+    from esper.tamiyo.commands import main as run_command_line
+
+    run_command_line()
+
+
+def _be_ready() -> None:
+    for number in SIGNALS:
+        signal.signal(number, _leave)
 
 
 def _leave(_: int, __: object) -> None:

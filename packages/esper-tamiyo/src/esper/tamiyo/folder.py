@@ -1,9 +1,11 @@
 """The run folder: made whole or not at all.
 
 A run writes into `runs/.<id>.partial` and the folder gets its name at the end; a run that fails before
-its model is trained leaves nothing behind, one that fails later leaves the model and says so.
+there is anything to go on from leaves nothing behind, one that fails later leaves that and says so. After
+`kill -9` the folder is still there under its first name.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from esper.contracts import ConfigError, utc_now
+from esper.contracts import ConfigError, NotFoundError, utc_now
 from esper.tamiyo.config import RunConfig
+
+_PARTIAL = ".partial"
 
 
 class RunFolder:
@@ -23,9 +27,11 @@ class RunFolder:
     def __init__(self, run_id: str, out: Path) -> None:
         self.run_id = run_id
         self.final_path = out / run_id
-        self.path = out / f".{run_id}.partial"
+        self.path = _partial(self.final_path)
         self.keep = False
         """Set once there is something worth keeping."""
+        self.can_go_on = False
+        """Set once there is a checkpoint worth going on from."""
 
     def write_text(self, name: str, text: str) -> None:
         """Write one file of the run."""
@@ -55,17 +61,76 @@ def run_folder(config: RunConfig) -> Generator[RunFolder]:
             "choose another with --out"
         ) from error
     try:
-        yield folder
+        with _only_one(folder.path):
+            yield folder
     except BaseException as error:
-        if folder.keep:
-            error.add_note(f"what was trained before that is in {folder.final_path}")
+        _say_what_is_left(folder, error)
         raise
     finally:
-        if folder.keep:
+        if folder.keep or folder.can_go_on:
             folder.path.rename(folder.final_path)
         else:
             shutil.rmtree(folder.path)
             _remove_empty(made)
+
+
+@contextmanager
+def reopened_folder(path: Path) -> Generator[RunFolder]:
+    """Open the folder of a run that was stopped or killed, to go on in it.
+
+    Raises:
+        NotFoundError: if there is none.
+        ConfigError: if the run is complete, or still going on.
+
+    """
+    final = path.with_name(path.name.removeprefix(".").removesuffix(_PARTIAL))
+    folder = RunFolder(final.name, final.parent)
+    if final.is_dir():
+        folder.path = final
+    if not folder.path.is_dir():
+        raise NotFoundError(
+            f"there is no run {path}; `tamiyo resume` takes a run folder, for example runs/{folder.run_id}"
+        )
+    summary = folder.path / "summary.json"
+    if summary.is_file() and not json.loads(summary.read_text(encoding="utf-8"))["interrupted"]:
+        raise ConfigError(f"the run in {path} is complete; there is nothing to go on with")
+    with _only_one(folder.path):
+        try:
+            yield folder
+        except BaseException as error:
+            _say_what_is_left(folder, error)
+            raise
+    if folder.path != final:
+        folder.path.rename(final)
+
+
+def _say_what_is_left(folder: RunFolder, error: BaseException) -> None:
+    if folder.keep:
+        error.add_note(f"what was trained before that is in {folder.final_path}")
+    elif folder.can_go_on:
+        error.add_note(f"go on from the last checkpoint: tamiyo resume {folder.final_path}")
+
+
+@contextmanager
+def _only_one(path: Path) -> Generator[None]:
+    """Hold the folder for one process; the lock goes with it.
+
+    Raises:
+        ConfigError: if another holds it.
+
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(f"the run in {path} is still going on in another process") from None
+    finally:
+        os.close(descriptor)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}{_PARTIAL}")
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

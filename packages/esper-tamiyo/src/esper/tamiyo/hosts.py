@@ -1,6 +1,7 @@
 """Hosts: the models that a run starts from, by name; how one is found, built and tried on its task.
 
-The built-in ones are deliberately small, with a bottleneck that growth can relieve; `width` makes them larger.
+The built-in ones are deliberately small, with a bottleneck that growth can relieve; `width` makes them
+larger.
 """
 
 import copy

@@ -5,12 +5,12 @@ and workers come in through entry points.
 """
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from rich.markup import escape
 
 from esper.contracts import (
     ConfigError,
@@ -19,19 +19,21 @@ from esper.contracts import (
     load_settings,
     trace_context,
 )
-from esper.contracts.registry import seed_bed_factory
-from esper.tamiyo.config import RunConfig
+from esper.contracts.registry import saved_beds, seed_bed_factory
+from esper.tamiyo import checkpoints
+from esper.tamiyo.checkpoints import Checkpoints, Place
+from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.controller import Tamiyo
-from esper.tamiyo.folder import RunFolder, run_folder
+from esper.tamiyo.epochs import Learner, epochs, make_learner
+from esper.tamiyo.folder import RunFolder, reopened_folder, run_folder
 from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripted
-from esper.tamiyo.report import render_report
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
-from esper.tamiyo.summary import Point, RunRecord, Training, summarise
-from esper.tamiyo.tasks import Task, load_task
-from esper.tamiyo.training import measure, train_epoch
+from esper.tamiyo.summary import RunRecord, Training, summarise
+from esper.tamiyo.tasks import Source, Task, load_task
+from esper.tamiyo.training import Means, Progress, choose_means
 from esper.tamiyo.ui import Ui
 
 POLICIES: Mapping[str, Callable[[], Policy]] = {
@@ -53,46 +55,99 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
         EsperError: for anything wrong with the request or the servers; nothing is left behind.
 
     """
-    with StopSignals() as stop:
-        record = _run(config, ui, stop)
-        ui.result(record, config.out / record.run_id)
+    with StopSignals() as stop, run_folder(config) as folder:
+        record = _run(config, folder, ui, stop)
+    ui.result(record, folder.final_path)
     return record
 
 
-def _run(config: RunConfig, ui: Ui, stop: StopSignals) -> RunRecord:
+def resume(path: Path, ui: Ui) -> RunRecord:
+    """Go on with a run that was stopped or killed, from its newest checkpoint, to the same final weights.
+
+    Raises:
+        NotFoundError: if there is no such run, or it has no checkpoint.
+        ConfigError: if it is complete.
+        EsperError: as `run`; the run folder stays as it was.
+
+    """
+    with StopSignals() as stop, reopened_folder(path) as folder:
+        slot, place, problems = checkpoints.newest(folder.path)
+        config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
+        for problem in problems:
+            ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
+        done = f"epoch {place.epoch + 1} of {config.epochs}" + (
+            f", behind {place.batches} mini-batches" if place.batches else ""
+        )
+        ui.say(f"going on with {folder.final_path} at {done}")
+        record = _run(config, folder, ui, stop, slot=slot, place=place)
+    ui.result(record, folder.final_path)
+    return record
+
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    ui: Ui,
+    stop: StopSignals,
+    *,
+    slot: Path | None = None,
+    place: Place | None = None,
+) -> RunRecord:
     policy = choose_policy(config.policy)
-    task = load_task(config.task)
-    host = build_host(config.host, task, seed=config.seed)
-    example = task.train.inputs[: config.batch_size]
-    bed = seed_bed_factory()(host, example=example, widen=config.widen)
+    means = choose_means(config.device, config.precision, config.accumulate)
+    task = load_task(config.task, Source(path=config.data, target=config.target))
+    host = build_host(config.host, task, seed=config.seed, width=config.width)
+    for note in task.notes:
+        ui.say(f"[dim]data[/]   {escape(note)}")
+    host = host.to(means.device)
+    if slot is None:
+        example = task.train.inputs[: config.batch_size].to(means.device)
+        bed = seed_bed_factory()(host, example=example, widen=config.widen)
+    else:
+        bed = saved_beds().load(host, slot)
     if isinstance(policy, Scripted):
         policy.check(bed.sites)
+    before = bed.num_parameters() if place is None else place.parameters_before
     record = RunRecord(
         config=config,
-        parameters_before=bed.num_parameters(),
-        grown=Training(parameters=bed.num_parameters()),
+        run_id=folder.run_id,
+        parameters_before=before,
+        grown=Training(parameters=before, curve=[] if place is None else place.points()),
     )
-    with run_folder(config) as folder, _threads(config.threads):
-        record.run_id = folder.run_id
-        with (
-            trace_context(folder.run_id),
-            EventLog(folder.path / "events.jsonl") as log,
-            Runtime(folder.run_id, _urls(config, folder)) as runtime,
-        ):
+    with (
+        _threads(config.threads),
+        trace_context(folder.run_id),
+        EventLog(folder.path / "events.jsonl", after=None if place is None else place.log) as log,
+        Runtime(folder.run_id, _urls(config, folder)) as runtime,
+    ):
+        if place is None:
             log.append("run", {"run_id": folder.run_id, "config": config.public()})
-            grow(bed, task, policy, record, runtime, log, ui, stop)
-            save_model(folder, bed, record)
-            if config.twin and not record.interrupted:
-                train_twin(task, record, ui, stop)
-            stop.hold()
-            record.complete = runtime.settle(num_field_reports=len(record.field_reports))
-            log.append("result", _result(record))
-            record.events_head = log.head
-            record.events_lost, record.events_failure = log.lost, log.failure
-        # After closing: what was still queued for a dead server counts as lost only then.
-        record.topics, record.lost = runtime.topic_counts, runtime.lost
-        record.unfiled = runtime.unfiled
-        _save_record(folder, record)
+        else:
+            log.append("resumed", {"epoch": place.epoch, "batches": place.batches})
+        folder.write_text(
+            "config.yaml", config.to_yaml()
+        )  # whoever kills the run can begin it again
+        learner = make_learner(bed.model, task, config, means)
+        saver = Checkpoints(folder.path, config, after=slot)
+        progress = place.progress if place is not None else Progress()
+        try:
+            grow(bed, learner, policy, record, runtime, log, ui, stop, saver, slot, progress)
+        finally:
+            folder.can_go_on = bool(record.grown.curve) and saver.has_written
+        save_model(folder, bed)
+        if config.twin and not record.interrupted:
+            train_twin(task, record, means, ui, stop)
+        stop.hold()
+        record.complete = runtime.settle(num_field_reports=len(record.field_reports))
+        log.append("result", _result(record))
+        record.events_head = log.head
+        record.events_lost, record.events_failure = log.lost, log.failure
+    # After closing: what was still queued for a dead server counts as lost only then.
+    record.topics, record.lost = runtime.topic_counts, runtime.lost
+    record.unfiled = runtime.unfiled
+    _save_record(folder, record)
+    if not record.interrupted:
+        saver.clear()
     return record
 
 
@@ -116,94 +171,83 @@ def choose_policy(name: str) -> Policy:
 
 def grow(
     bed: SeedBed,
-    task: Task,
+    learner: Learner,
     policy: Policy,
     record: RunRecord,
     runtime: Runtime,
     log: EventLog,
     ui: Ui,
     stop: StopSignals,
+    saver: Checkpoints,
+    slot: Path | None,
+    progress: Progress,
 ) -> None:
     """Train the host with its seeds, filling `record.grown`."""
-    config, model = record.config, bed.model
-    optimizer = _optimizer(model, config)
     controller = Tamiyo(
         bed,
-        optimizer,
+        learner.optimizer,
+        scheduler=learner.scheduler,
+        scaler=learner.scaler,
         policy=policy,
-        evaluate=lambda: measure(model, task.validation),
-        epochs=config.epochs,
+        evaluate=learner.measure,
+        epochs=record.config.epochs,
         runtime=runtime,
         log=log,
+        resume=slot,
     )
+
+    def save() -> None:
+        place = Place(
+            run_id=record.run_id,
+            config=record.config.public(),
+            parameters_before=record.parameters_before,
+            epoch=len(record.grown.curve),
+            batches=progress.batches,
+            loss_sum=progress.loss_sum,
+            curve=checkpoints.known(record.grown.curve),
+            log=log.position,
+        )
+        if not saver.write(controller, place):
+            record.checkpoint_failure = saver.failure
+
     ui.say(f"{len(controller.kernels)} kernels forged and judged for {len(bed.sites)} sites")
     stop.defer()
-    with controller, _until_stopped(record):
-        for epoch in _epochs("grown", record.grown, model, optimizer, task, config, ui, stop):
-            packet = controller.end_epoch(
-                val_loss=epoch.val_loss,
-                val_accuracy=epoch.val_accuracy,
-                train_loss=epoch.train_loss,
-            )
-            ui.decisions("grown", packet)
-    stop.hold()
+    with controller:
+        if slot is None:
+            save()
+        with _until_stopped(record):
+            for epoch in epochs("grown", record.grown, learner, ui, stop, progress=progress):
+                packet = controller.end_epoch(
+                    val_loss=epoch.val_loss,
+                    val_accuracy=epoch.val_accuracy,
+                    train_loss=epoch.train_loss,
+                )
+                ui.decisions("grown", packet)
+                if saver.is_due() or len(record.grown.curve) == record.config.epochs:
+                    save()
+        stop.hold()
+        if record.interrupted:
+            save()
     record.grown.parameters = bed.num_parameters()
-    record.grown.held_out = measure(model, task.test)
+    record.grown.held_out = learner.measure("test")
     record.events = controller.events
     record.field_reports = controller.field_reports
     record.blueprint_names = {k.kernel_id: k.blueprint_name for k in controller.kernels}
     record.weights_sha256 = bed.weights_sha256()
 
 
-def train_twin(task: Task, record: RunRecord, ui: Ui, stop: StopSignals) -> None:
+def train_twin(task: Task, record: RunRecord, means: Means, ui: Ui, stop: StopSignals) -> None:
     """Train the same host from the same seed, without Esper, filling `record.twin`."""
     config = record.config
-    model = build_host(config.host, task, seed=config.seed)
+    model = build_host(config.host, task, seed=config.seed, width=config.width).to(means.device)
     twin = Training(parameters=record.parameters_before)
+    learner = make_learner(model, task, config, means)
     stop.defer()
     with _until_stopped(record, KeyboardInterrupt):  # the grown model is safe by now
-        for _ in _epochs("twin", twin, model, _optimizer(model, config), task, config, ui, stop):
+        for _ in epochs("twin", twin, learner, ui, stop):
             pass
-        twin.held_out = measure(model, task.test)
+        twin.held_out = learner.measure("test")
         record.twin = twin
-
-
-def _epochs(
-    label: str,
-    training: Training,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    task: Task,
-    config: RunConfig,
-    ui: Ui,
-    stop: StopSignals,
-) -> Iterator[Point]:
-    """Train epoch by epoch, yielding each one's figures at its decision point."""
-    ui.begin(label, config.epochs)
-    for epoch in range(config.epochs):
-        train_loss = train_epoch(
-            model,
-            optimizer,
-            task.train,
-            batch_size=config.batch_size,
-            order_seed=config.seed * 1_000_003 + epoch,
-            stop=stop.honour,
-        )
-        figures = measure(model, task.validation)
-        point = Point(
-            epoch=epoch,
-            train_loss=train_loss,
-            val_loss=figures.loss,
-            val_accuracy=figures.accuracy,
-            parameters=sum(p.numel() for p in model.parameters()),
-        )
-        training.curve.append(point)
-        ui.epoch(label, point, config.epochs)
-        yield point
-
-
-def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
 
 
 def _urls(config: RunConfig, folder: RunFolder) -> RuntimeUrls:
@@ -246,8 +290,8 @@ def _result(record: RunRecord) -> dict[str, object]:
     }
 
 
-def save_model(folder: RunFolder, bed: SeedBed, record: RunRecord) -> None:
-    """Write the model and how to repeat it; the folder is kept from here on.
+def save_model(folder: RunFolder, bed: SeedBed) -> None:
+    """Write the model; the folder is kept from here on.
 
     With no room there, the model goes to the system's folder for temporary files: hours of training
     must not be lost to a full disk.
@@ -258,7 +302,6 @@ def save_model(folder: RunFolder, bed: SeedBed, record: RunRecord) -> None:
     """
     try:
         bed.save(folder.path)
-        folder.write_text("config.yaml", record.config.to_yaml())
     except OSError as error:
         refuge = _save_elsewhere(bed)
         where = f"the model was saved in {refuge}" if refuge is not None else "the model is lost"
@@ -280,6 +323,8 @@ def _save_elsewhere(bed: SeedBed) -> Path | None:
 
 def _save_record(folder: RunFolder, record: RunRecord) -> None:
     """Write what a person and a program want to know of the run."""
+    from esper.tamiyo.report import render_report  # with its pictures it takes a second to import
+
     try:
         folder.write_json("summary.json", summarise(record))
         folder.write_text("report.html", render_report(record))

@@ -10,6 +10,10 @@ class StopRequestedError(Exception):
     """The user asked to stop; raised between two steps, when everything is consistent."""
 
 
+class StoppedEarlyError(Exception):
+    """A run was stopped by the user, and everything was saved."""
+
+
 class _Mode(Enum):
     INTERRUPTING = auto()
     """Nothing is worth saving yet: a signal interrupts at once."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from esper.contracts import FieldReport, SeedEvent, SeedState
 from esper.tamiyo.config import RunConfig
+from esper.tamiyo.stopping import StoppedEarlyError
 from esper.tamiyo.verdict import Figures
 
 
@@ -76,6 +77,13 @@ class RunRecord:
     events_failure: str | None = None
     """Why, if any."""
     interrupted: bool = False
+    checkpoint_failure: str | None = None
+    """Why the last checkpoint could not be written; None if it could."""
+
+    def stop_if_interrupted(self) -> None:
+        """Raise `StoppedEarlyError` if the user stopped the run."""
+        if self.interrupted:
+            raise StoppedEarlyError
 
 
 def adaptations(record: RunRecord) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Deliberately plain, as in anybody's script: nothing here knows of seeds. Shapes: B batch, N samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,7 @@ def train_epoch(
     model.train()
     generator = torch.Generator().manual_seed(order_seed)
     order = torch.randperm(len(data), generator=generator).to(data.inputs.device)
-    batches: tuple[Tensor, ...] = order.split(batch_size)  # pyright: ignore
+    batches: Sequence[Tensor] = torch.split(order, batch_size)
     # On the device until the end: a GPU need not wait for each loss to be read.
     total = torch.tensor(progress.loss_sum, dtype=torch.float64, device=data.inputs.device)
     optimizer.zero_grad(set_to_none=True)
@@ -141,7 +141,8 @@ def train_epoch(
 
 
 def _backward(loss: Tensor, scaler: Any | None) -> None:
-    (loss if scaler is None else scaler.scale(loss)).backward()
+    scaled: Any = loss if scaler is None else scaler.scale(loss)
+    scaled.backward()
 
 
 def _step(optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
@@ -178,5 +179,5 @@ def measure(
     return Figures(
         loss=all_losses.mean().item(),
         accuracy=torch.cat(right).mean().item() if right else None,
-        losses=all_losses.tolist(),  # pyright: ignore[reportUnknownMemberType]
+        losses=[float(loss) for loss in all_losses.cpu()],
     )

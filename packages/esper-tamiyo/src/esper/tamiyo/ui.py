@@ -99,6 +99,10 @@ class Ui:
                 f"[yellow]stopped[/] after {len(record.grown.curve)} of {record.config.epochs} "
                 "epochs; the model as it stood, its record and the report were saved"
             )
+            if record.checkpoint_failure is None:
+                self.say(
+                    f"go on  uv run --package esper-tamiyo tamiyo resume {escape(str(folder))}"
+                )
         self.say(f"report {folder / 'report.html'}")
 
     def _line(self, label: str, epoch: int, verb: str, text: str) -> None:
@@ -115,6 +119,10 @@ def _notes(record: RunRecord) -> list[str]:
             "the bus or the library did not confirm every message "
             f"(lost: {lost or 'none'}{unfiled})"
             + ("" if record.events_lost else "; events.jsonl is complete")
+        )
+    if record.checkpoint_failure is not None:
+        notes.append(
+            f"the last checkpoint could not be written ({record.checkpoint_failure}); the ones before stayed"
         )
     if record.events_lost:
         notes.append(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from esper.contracts import ConfigError
 from esper.tamiyo.loading import call, resolve
@@ -87,7 +86,7 @@ def load_task(name: str, source: Source | None = None) -> Task:
         task = call("task", name, TASKS[name].load, source)
     else:
         names: Mapping[str, Callable[[], object]] = dict.fromkeys(TASKS, dict)
-        function = cast("Callable[[], object]", resolve("task", name, names))
+        function = resolve("task", name, names)
         source.refuse(name)
         task = call("task", name, function)
     if not isinstance(task, Task):

@@ -1,4 +1,4 @@
-"""Images in folders, one folder for each class: `cats/1.png`, `dogs/2.jpg`, …"""
+"""Images in folders, one folder for each class: `cats/1.png`, `dogs/2.jpg` and so on."""
 
 from pathlib import Path
 

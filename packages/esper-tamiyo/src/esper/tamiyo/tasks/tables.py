@@ -8,7 +8,9 @@ import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ def table(source: Source) -> Task:
     if num_rows < _MIN_ROWS:
         raise ConfigError(f"{path} has {num_rows} rows; expected at least {_MIN_ROWS}")
     held_out = (max(1, num_rows // 10), max(1, num_rows // 5))
-    train_rows: list[int] = parts(num_rows, held_out)[0].tolist()  # pyright: ignore[reportUnknownMemberType]
+    train_rows: list[int] = [int(row) for row in parts(num_rows, held_out)[0]]
     goal, targets, num_classes, notes = _target(path, source.target, columns, train_rows)
     features: list[Tensor] = []
     for name in names:
@@ -188,16 +190,17 @@ def _dialect(sample: str) -> type[csv.Dialect]:
 
 def _read_parquet(path: Path) -> dict[str, Column]:
     try:
-        from pyarrow import ArrowException, parquet  # pyright: ignore
+        arrow: Any = import_module("pyarrow")
+        parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
         raise ConfigError(
             f"{path} is Parquet, which needs pyarrow: uv sync --extra parquet, or export it as CSV"
         ) from error
     try:
-        columns: dict[str, list[object]] = parquet.read_table(path).to_pydict()  # pyright: ignore
-    except (ArrowException, OSError) as error:  # pyright: ignore
+        columns: dict[str, list[object]] = parquet.read_table(path).to_pydict()
+    except (arrow.ArrowException, OSError) as error:
         raise ConfigError(f"{path} is no Parquet file ({error}); export it again") from error
     return {
         name: ["" if value is None else str(value) for value in values]
-        for name, values in columns.items()  # pyright: ignore
+        for name, values in columns.items()
     }

@@ -1,0 +1,108 @@
+"""One training of a run, epoch by epoch: the loop that the grown model and its twin share."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from esper.tamiyo.config import RunConfig
+from esper.tamiyo.stopping import StopSignals
+from esper.tamiyo.summary import Point, Training
+from esper.tamiyo.tasks import Task
+from esper.tamiyo.training import Means, Progress, measure, train_epoch
+from esper.tamiyo.ui import Ui
+from esper.tamiyo.verdict import Figures
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """A model with what trains it."""
+
+    model: nn.Module
+    task: Task
+    config: RunConfig
+    means: Means
+    optimizer: torch.optim.Optimizer
+    scheduler: Any | None
+    scaler: Any | None
+
+    def measure(self, part: str = "validation") -> Figures:
+        """Return the model's figures on a part of the task."""
+        return measure(self.model, getattr(self.task, part), goal=self.task.goal, means=self.means)
+
+
+def make_learner(model: nn.Module, task: Task, config: RunConfig, means: Means) -> Learner:
+    """Return a model with a fresh optimizer, and the schedule and the scaler that the run asks for."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    scheduler = None
+    if config.schedule == "cosine":
+        batches = math.ceil(len(task.train) / config.batch_size)
+        num_steps = config.epochs * math.ceil(batches / config.accumulate)
+        scheduler = LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps)))
+        )
+    return Learner(
+        model=model,
+        task=task.to(means.device),
+        config=config,
+        means=means,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=means.scaler(),
+    )
+
+
+def epochs(
+    label: str,
+    training: Training,
+    learner: Learner,
+    ui: Ui,
+    stop: StopSignals,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[Point]:
+    """Train epoch by epoch, behind those on the curve, yielding each one's figures at its decision point.
+
+    `progress` is how far the first of them has got already, and is kept up to date.
+
+    Raises:
+        StopRequestedError: between two steps, if the user asks to stop.
+
+    """
+    config, model = learner.config, learner.model
+    progress = progress or Progress()
+    forward: Any = torch.compile(model) if config.compile else model
+    after_step = learner.scheduler.step if learner.scheduler is not None else lambda: None
+    ui.begin(label, config.epochs)
+    for point in training.curve:  # of a run that goes on
+        ui.epoch(label, point, config.epochs)
+    for epoch in range(len(training.curve), config.epochs):
+        train_loss = train_epoch(
+            forward,
+            learner.optimizer,
+            learner.task.train,
+            goal=learner.task.goal,
+            batch_size=config.batch_size,
+            order_seed=config.seed * 1_000_003 + epoch,
+            means=learner.means,
+            scaler=learner.scaler,
+            after_step=after_step,
+            stop=stop.honour,
+            progress=progress,
+        )
+        figures = learner.measure()
+        point = Point(
+            epoch=epoch,
+            train_loss=train_loss,
+            val_loss=figures.loss,
+            val_accuracy=figures.accuracy,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+        training.curve.append(point)
+        progress.batches, progress.loss_sum = 0, 0.0
+        ui.epoch(label, point, config.epochs)
+        yield point

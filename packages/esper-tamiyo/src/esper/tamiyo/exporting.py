@@ -1,0 +1,60 @@
+"""Takes a grown model home: what runs without Esper, and says what it is.
+
+model.safetensors, lineage.json    the weights, and what grew where
+program.pt2, onnx                  the model as a program (torch.export), on request as ONNX
+README.md                          the model card: data, host, growth, figures, hashes
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from esper.contracts import ConfigError, NotFoundError, load_yaml, sha256_hex
+from esper.contracts.registry import saved_beds
+from esper.tamiyo.card import model_card
+from esper.tamiyo.config import RunConfig
+from esper.tamiyo.hosts import build_host
+from esper.tamiyo.tasks import Source, load_task
+
+CARD = "README.md"
+
+
+def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
+    """Write the model of a run into the new folder `to`; return the files.
+
+    Raises:
+        NotFoundError: if there is no such run, or it left no model.
+        ConfigError: if `to` is taken.
+        EsperError: if the model cannot be read or exported, and why; `to` is not left half-written.
+
+    """
+    for name in ("config.yaml", "model.safetensors", "summary.json"):
+        if not (run / name).is_file():
+            raise NotFoundError(
+                f"{run} has no {name}; tamiyo export takes the folder of a finished run, for example runs/ID"
+            )
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"{to} is taken; give a new folder with --to")
+    config = load_yaml(run / "config.yaml", RunConfig)
+    task = load_task(config.task, Source(path=config.data, target=config.target))
+    host = build_host(config.host, task, seed=config.seed, width=config.width)
+    bed = saved_beds().load(host, run)
+    was_there = to.is_dir()
+    to.mkdir(parents=True, exist_ok=True)
+    try:
+        bed.export(to, task.train.inputs[:2], onnx=onnx)
+        for name in ("lineage.json",):
+            if not (to / name).exists():
+                shutil.copyfile(run / name, to / name)
+        files = sorted(path for path in to.iterdir() if path.is_file())
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        hashes = {path.name: sha256_hex(path.read_bytes()) for path in files}
+        (to / CARD).write_text(model_card(config, task, summary, hashes), encoding="utf-8")
+    except BaseException:
+        for path in to.iterdir():
+            path.unlink()
+        if not was_there:
+            to.rmdir()
+        raise
+    return [*files, to / CARD]

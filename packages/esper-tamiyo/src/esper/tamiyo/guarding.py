@@ -1,0 +1,53 @@
+"""What every command does about errors: one clear message and an exit code, never a raw traceback."""
+
+import logging
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import typer
+
+from esper.contracts import EsperError, setup_logging
+from esper.tamiyo.entry import EXIT_INTERRUPTED, INTERRUPTED
+from esper.tamiyo.stopping import StoppedEarlyError
+
+EXIT_UNEXPECTED = 1
+EXIT_BAD_INPUT = 2
+
+
+@contextmanager
+def guarded(program: str, *, debug: bool) -> Generator[None]:
+    """Turn what goes wrong within the context into a message and an exit code; `debug` lets it through.
+
+    2 for a mistake in what was asked for, or a server that is not there; 130 after an interruption; 1 for
+    anything that nobody expected.
+    """
+    # What a person must know is said by the commands themselves, once; log lines are for --debug.
+    setup_logging(program, logging.DEBUG if debug else logging.CRITICAL)
+    try:
+        yield
+    except StoppedEarlyError:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except EsperError as error:
+        if debug:
+            raise
+        _print_error(program, str(error), error)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except (Exception, SystemExit) as error:  # the last line of defence against a raw traceback
+        if debug or isinstance(error, typer.Exit):
+            raise
+        text = f"unexpected {type(error).__name__}: {error}. This is a mistake in the task, in the host "
+        text += "or in Esper; --debug shows where"
+        _print_error(program, text, error, otherwise="nothing was saved")
+        raise typer.Exit(EXIT_UNEXPECTED) from None
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _print_error(
+    program: str, text: str, error: BaseException, *, otherwise: str | None = None
+) -> None:
+    """Print one message, with what is left of the run where something is (see `folder`)."""
+    left = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
+    print("; ".join([f"{program}: {text}", *left]), file=sys.stderr)
