@@ -77,9 +77,9 @@ def epochs(
     progress = progress or Progress()
     forward: Any = torch.compile(model) if config.compile else model
     after_step = learner.scheduler.step if learner.scheduler is not None else lambda: None
-    ui.begin(label, config.epochs)
-    for point in training.curve:  # of a run that goes on
-        ui.epoch(label, point, config.epochs)
+    ui.begin(
+        label, config.epochs, num_samples=len(learner.task.train), earlier=tuple(training.curve)
+    )
     for epoch in range(len(training.curve), config.epochs):
         train_loss = train_epoch(
             forward,

@@ -3,74 +3,89 @@
 The trainer calls these methods; nothing flows back.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from esper.contracts import Action, SeedState, SystemStatePacket
+from esper.tamiyo.live import Overview, Watched, figures
 from esper.tamiyo.summary import Point, RunRecord
 
 PLAIN_EVERY_EPOCHS = 10
 """Without a terminal, a line of figures this often; decisions always get one."""
 
+REFRESHES_PER_SECOND = 4
+"""Drawn by a thread of its own, whatever the pace of training; more would cost it time."""
+
 _SHOWN = {Action.GERMINATE: "[green]grow[/]", Action.CULL: "[yellow]cull[/]"}
 
 
 class Ui:
-    """Shows a run's progress on standard output; a context manager."""
+    """Shows a run's progress on standard output; a context manager.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self._progress = Progress(
-            TextColumn("{task.description:<6}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
+    In a terminal the picture of `live` stays at the bottom, from the first training on, and is gone at
+    the end; what is said scrolls by above it.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(quiet=quiet, highlight=False)
+        self._is_live = self._console.is_interactive and not quiet
+        self._overview = Overview()
+        self._live = Live(
+            get_renderable=lambda: self._overview,
             console=self._console,
-            disable=quiet or not self._console.is_terminal,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
         )
-        self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        """Start the live display."""
-        self._progress.start()
+        """Return it; the picture comes with the first training."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the live display, so that the terminal is as it was."""
-        self._progress.stop()
+        """Take the picture away, so that the terminal is as it was."""
+        self._live.stop()
 
     def say(self, text: str) -> None:
         """Print one line; `text` may hold rich markup."""
-        self._console.print(text)
+        # Where nobody looks, a line stays one line, however long: for grep and for logs.
+        self._console.print(text, soft_wrap=not self._is_live)
 
-    def begin(self, label: str, epochs: int) -> None:
-        """Announce a training of `epochs` epochs."""
-        self._bars[label] = self._progress.add_task(label, total=epochs, figures="")
+    def warn(self, text: str) -> None:
+        """Say on standard error, even when quiet, that something beside the training went wrong."""
+        print(f"train: {text}", file=sys.stderr)
+
+    def begin(
+        self,
+        label: str,
+        epochs: int,
+        *,
+        num_samples: int | None = None,
+        earlier: Sequence[Point] = (),
+    ) -> None:
+        """Announce a training of `epochs` epochs of `num_samples` samples each, and those it has behind it."""
+        self._overview.trainings.append(
+            Watched(label, epochs, num_samples=num_samples, earlier=earlier)
+        )
+        if self._is_live:
+            self._live.start()
 
     def epoch(self, label: str, point: Point, epochs: int) -> None:
         """Show the figures of one finished epoch."""
-        epoch, figures = point.epoch, f"val loss {point.val_loss:.3f}"
-        if point.val_accuracy is not None:
-            figures += f", accuracy {point.val_accuracy:.1%}"
-        self._progress.update(self._bars[label], advance=1, figures=figures)
+        epoch = point.epoch
+        self._watched(label).add(point)
         last = epoch + 1 == epochs
-        if not self._console.is_terminal and (epoch % PLAIN_EVERY_EPOCHS == 0 or last):
-            self.say(f"{label:<6} epoch {epoch + 1:>3}/{epochs}  {figures}")
+        if not self._is_live and (epoch % PLAIN_EVERY_EPOCHS == 0 or last):
+            self.say(f"{label:<6} epoch {epoch + 1:>3}/{epochs}  {figures(point)}")
 
     def decisions(self, label: str, packet: SystemStatePacket) -> None:
         """Print what was decided to grow or to remove, and what was kept."""
+        self._watched(label).packet = packet
         for event in packet.events:
             if event.to_state is SeedState.FOSSILIZED:
                 self._line(
@@ -81,16 +96,18 @@ class Ui:
                 self._line(label, packet.epoch, _SHOWN[decision.action], decision.reason)
 
     def result(self, record: RunRecord, folder: Path) -> None:
-        """Stop the live display, say how the run ended and where everything is."""
-        self._progress.stop()
+        """Take the picture away, say how the run ended and where everything is."""
+        self._live.stop()
         before = record.parameters_before
         for label, training in (("grown", record.grown), ("twin", record.twin)):
             if training is not None and training.held_out is not None:
-                figures = training.held_out
+                held_out = training.held_out
                 grew = f", from {before:,}" if training.parameters != before else ""
+                accuracy = held_out.accuracy
+                shown = f"accuracy {accuracy:.1%}, " if accuracy is not None else ""
                 self.say(
-                    f"[bold]{label:<6}[/] held-out accuracy {figures.accuracy or 0:.1%}, "
-                    f"loss {figures.loss:.3f}, {training.parameters:,} parameters{grew}"
+                    f"[bold]{label:<6}[/] held-out {shown}loss {held_out.loss:.3f}, "
+                    f"{training.parameters:,} parameters{grew}"
                 )
         for note in _notes(record):
             self.say(f"[yellow]note[/]   {escape(note)}")
@@ -104,6 +121,10 @@ class Ui:
                     f"go on  uv run --package esper-tamiyo tamiyo resume {escape(str(folder))}"
                 )
         self.say(f"report {folder / 'report.html'}")
+
+    def _watched(self, label: str) -> Watched:
+        (training,) = (item for item in self._overview.trainings if item.label == label)
+        return training
 
     def _line(self, label: str, epoch: int, verb: str, text: str) -> None:
         self.say(f"{label:<6} epoch {epoch + 1:>3}  {verb}  {escape(text)}")
