@@ -143,6 +143,14 @@ def train(
         ),
     ] = None,
     out: Annotated[Path | None, _option("Where run folders are made.", "out")] = None,
+    track: Annotated[
+        list[str] | None,
+        _option(
+            "Also follow the run with tensorboard[:FOLDER] or mlflow[:URI]; can be repeated.",
+            None,
+            "--track",
+        ),
+    ] = None,
     twin: Annotated[
         bool | None,
         _option("Also train the same host without growth, to compare.", "twin", "--twin/--no-twin"),
@@ -157,6 +165,7 @@ def train(
 ) -> None:
     """Run one training."""
     changes = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
+    changes["track"] = track or None
     with guarded("train", debug=debug):
         chosen = load_yaml(config, RunConfig) if config is not None else _DEFAULT
         chosen = override(chosen, changes)

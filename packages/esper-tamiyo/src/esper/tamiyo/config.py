@@ -20,6 +20,9 @@ from pydantic import (
 from esper.contracts import ConfigError
 from esper.contracts.config import message_of
 
+TRACKERS = ("tensorboard", "mlflow")
+"""What can track a run; each needs the extra of the same name."""
+
 
 class RunConfig(BaseModel):
     """Everything that decides a run; equal configurations give equal weights on one machine."""
@@ -70,6 +73,9 @@ class RunConfig(BaseModel):
     """Where kernels' bytes are kept; None keeps them in the run folder."""
     out: Path = Path("runs")
     """The folder that run folders are made in."""
+    track: tuple[str, ...] = ()
+    """What else follows the run: `tensorboard` (into the run folder) or `tensorboard:FOLDER`; `mlflow` (where
+    MLflow's own settings say) or `mlflow:URI`."""
 
     @field_validator("bus", "library", "artifacts")
     @classmethod
@@ -81,6 +87,15 @@ class RunConfig(BaseModel):
                 f"the URL is malformed ({error}); expected scheme://host/path"
             ) from None
         return url
+
+    @field_validator("track")
+    @classmethod
+    def _check_trackers(cls, track: tuple[str, ...]) -> tuple[str, ...]:
+        for tracker in track:
+            parse_tracker(tracker)
+        if len(set(track)) < len(track):
+            raise ValueError("a tracker is given twice; each would write the same")
+        return track
 
     @model_validator(mode="after")
     def _check_library(self) -> "RunConfig":
@@ -97,11 +112,38 @@ class RunConfig(BaseModel):
         for key in ("bus", "library", "artifacts"):
             if data[key] is not None:
                 data[key] = without_password(data[key])
+        parsed = (parse_tracker(tracker) for tracker in self.track)
+        data["track"] = [
+            kind if target is None else f"{kind}:{without_password(target)}"
+            for kind, target in parsed
+        ]
         return data
 
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML, passwords removed from URLs."""
         return yaml.safe_dump(self.public(), sort_keys=False)
+
+
+def parse_tracker(text: str) -> tuple[str, str | None]:
+    """Return what is to track a run, and where to, None for its default.
+
+    Raises:
+        ValueError: if there is no such tracker, or the place after the colon is none; does not quote
+            that, for it may hold a password.
+
+    """
+    kind, colon, target = text.partition(":")
+    if kind not in TRACKERS:
+        raise ValueError(f"unknown tracker {kind!r}; there are {', '.join(TRACKERS)}")
+    try:
+        urlsplit(target)
+    except ValueError as error:
+        raise ValueError(
+            f"the place for {kind} is malformed ({error}); expected a folder or URI"
+        ) from None
+    if colon and not target:
+        raise ValueError(f"{kind}: names no place; leave the colon out for the default")
+    return kind, target or None
 
 
 def without_password(url: str) -> str:

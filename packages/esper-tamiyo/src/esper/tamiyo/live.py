@@ -103,6 +103,7 @@ class Overview:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it as it stands now, as wide as the terminal and never wider."""
         width, is_ascii = options.max_width, options.ascii_only
+        yield Text()  # apart from what scrolls by above
         for training in self.trainings[:-1]:
             yield _line_of(training)
         for training in self.trainings[-1:]:
@@ -196,9 +197,10 @@ def _seeds(seeds: Sequence[SeedStatus], *, is_ascii: bool) -> Iterator[Table | T
 
 
 def _last_decision(packet: SystemStatePacket, *, width: int) -> Iterator[Table]:
-    """Draw what was decided last: what moved, or else why nothing did."""
+    """Draw what was decided last: what grew or went, else what moved, else why nothing did."""
+    weighty = [d for d in packet.decisions if d.action in (Action.GERMINATE, Action.CULL)]
     moved = [d for d in packet.decisions if d.action is not Action.WAIT]
-    for decision in (moved or packet.decisions)[-1:]:
+    for decision in (weighty or moved or packet.decisions)[-1:]:
         verb, style = _ACTIONS[decision.action]
         room = max(10, width - 16)
         reason = Text(decision.reason.replace("\n", " "))

@@ -7,6 +7,7 @@ and workers come in through entry points.
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
 from esper.tamiyo.summary import RunRecord, Training, summarise
 from esper.tamiyo.tasks import Source, Task, load_task
+from esper.tamiyo.tracking import Tracker, tracking
 from esper.tamiyo.training import Means, Progress, choose_means
 from esper.tamiyo.ui import Ui
 
@@ -43,6 +45,15 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "never": Never,
 }
 """The policies that a run can name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who looks on while a run goes on, and may stop it."""
+
+    ui: Ui
+    tracker: Tracker
+    stop: StopSignals
 
 
 def run(config: RunConfig, ui: Ui) -> RunRecord:
@@ -114,38 +125,50 @@ def _run(
         parameters_before=before,
         grown=Training(parameters=before, curve=[] if place is None else place.points()),
     )
-    with (
-        _threads(config.threads),
-        trace_context(folder.run_id),
-        EventLog(folder.path / "events.jsonl", after=None if place is None else place.log) as log,
-        Runtime(folder.run_id, _urls(config, folder)) as runtime,
-    ):
-        if place is None:
-            log.append("run", {"run_id": folder.run_id, "config": config.public()})
-        else:
-            log.append("resumed", {"epoch": place.epoch, "batches": place.batches})
-        folder.write_text(
-            "config.yaml", config.to_yaml()
-        )  # whoever kills the run can begin it again
-        learner = make_learner(bed.model, task, config, means)
-        saver = Checkpoints(folder.path, config, after=slot)
-        progress = place.progress if place is not None else Progress()
-        try:
-            grow(bed, learner, policy, record, runtime, log, ui, stop, saver, slot, progress)
-        finally:
-            folder.can_go_on = bool(record.grown.curve) and saver.has_written
-        save_model(folder, bed)
-        if config.twin and not record.interrupted:
-            train_twin(task, record, means, ui, stop)
-        stop.hold()
-        record.complete = runtime.settle(num_field_reports=len(record.field_reports))
-        log.append("result", _result(record))
-        record.events_head = log.head
-        record.events_lost, record.events_failure = log.lost, log.failure
-    # After closing: what was still queued for a dead server counts as lost only then.
-    record.topics, record.lost = runtime.topic_counts, runtime.lost
-    record.unfiled = runtime.unfiled
-    _save_record(folder, record)
+    after = None if place is None else place.log
+    with _threads(config.threads), tracking(config, folder, ui.warn) as tracker:
+        watch = Watch(ui=ui, tracker=tracker, stop=stop)
+        with (
+            trace_context(folder.run_id),
+            EventLog(folder.path / "events.jsonl", after=after) as log,
+            Runtime(folder.run_id, _urls(config, folder)) as runtime,
+        ):
+            if place is None:
+                log.append("run", {"run_id": folder.run_id, "config": config.public()})
+            else:
+                log.append("resumed", {"epoch": place.epoch, "batches": place.batches})
+            folder.write_text("config.yaml", config.to_yaml())  # to begin again, if all else is lost
+            learner = make_learner(bed.model, task, config, means)
+            saver = Checkpoints(folder.path, config, after=slot)
+            controller = Tamiyo(
+                bed,
+                learner.optimizer,
+                scheduler=learner.scheduler,
+                scaler=learner.scaler,
+                policy=policy,
+                evaluate=learner.measure,
+                epochs=config.epochs,
+                runtime=runtime,
+                log=log,
+                resume=slot,
+            )
+            try:
+                grow(controller, learner, record, log, saver, watch, place=place)
+            finally:
+                folder.can_go_on = bool(record.grown.curve) and saver.has_written
+            save_model(folder, bed)
+            if config.twin and not record.interrupted:
+                train_twin(task, record, means, watch)
+            stop.hold()
+            record.complete = runtime.settle(num_field_reports=len(record.field_reports))
+            log.append("result", _result(record))
+            record.events_head = log.head
+            record.events_lost, record.events_failure = log.lost, log.failure
+        # After closing: what was still queued for a dead server counts as lost only then.
+        record.topics, record.lost = runtime.topic_counts, runtime.lost
+        record.unfiled = runtime.unfiled
+        _save_record(folder, record)
+        tracker.end(record)
     if not record.interrupted:
         saver.clear()
     return record
@@ -170,34 +193,21 @@ def choose_policy(name: str) -> Policy:
 
 
 def grow(
-    bed: SeedBed,
+    controller: Tamiyo,
     learner: Learner,
-    policy: Policy,
     record: RunRecord,
-    runtime: Runtime,
     log: EventLog,
-    ui: Ui,
-    stop: StopSignals,
     saver: Checkpoints,
-    slot: Path | None,
-    progress: Progress,
+    watch: Watch,
+    *,
+    place: Place | None = None,
 ) -> None:
-    """Train the host with its seeds, filling `record.grown`."""
-    controller = Tamiyo(
-        bed,
-        learner.optimizer,
-        scheduler=learner.scheduler,
-        scaler=learner.scaler,
-        policy=policy,
-        evaluate=learner.measure,
-        epochs=record.config.epochs,
-        runtime=runtime,
-        log=log,
-        resume=slot,
-    )
+    """Train the host with its seeds, from `place` on, filling `record.grown`."""
+    bed, stop = controller.bed, watch.stop
+    progress = place.progress if place is not None else Progress()
 
     def save() -> None:
-        place = Place(
+        here = Place(
             run_id=record.run_id,
             config=record.config.public(),
             parameters_before=record.parameters_before,
@@ -207,22 +217,23 @@ def grow(
             curve=checkpoints.known(record.grown.curve),
             log=log.position,
         )
-        if not saver.write(controller, place):
+        if not saver.write(controller, here):
             record.checkpoint_failure = saver.failure
 
-    ui.say(f"{len(controller.kernels)} kernels forged and judged for {len(bed.sites)} sites")
+    watch.ui.say(f"{len(controller.kernels)} kernels forged and judged for {len(bed.sites)} sites")
     stop.defer()
     with controller:
-        if slot is None:
+        if place is None:
             save()
         with _until_stopped(record):
-            for epoch in epochs("grown", record.grown, learner, ui, stop, progress=progress):
+            for epoch in epochs("grown", record.grown, learner, watch.ui, stop, progress=progress):
                 packet = controller.end_epoch(
                     val_loss=epoch.val_loss,
                     val_accuracy=epoch.val_accuracy,
                     train_loss=epoch.train_loss,
                 )
-                ui.decisions("grown", packet)
+                watch.ui.decisions("grown", packet)
+                watch.tracker.epoch("grown", epoch, packet)
                 if saver.is_due() or len(record.grown.curve) == record.config.epochs:
                     save()
         stop.hold()
@@ -236,16 +247,16 @@ def grow(
     record.weights_sha256 = bed.weights_sha256()
 
 
-def train_twin(task: Task, record: RunRecord, means: Means, ui: Ui, stop: StopSignals) -> None:
+def train_twin(task: Task, record: RunRecord, means: Means, watch: Watch) -> None:
     """Train the same host from the same seed, without Esper, filling `record.twin`."""
     config = record.config
     model = build_host(config.host, task, seed=config.seed, width=config.width).to(means.device)
     twin = Training(parameters=record.parameters_before)
     learner = make_learner(model, task, config, means)
-    stop.defer()
+    watch.stop.defer()
     with _until_stopped(record, KeyboardInterrupt):  # the grown model is safe by now
-        for _ in epochs("twin", twin, learner, ui, stop):
-            pass
+        for epoch in epochs("twin", twin, learner, watch.ui, watch.stop):
+            watch.tracker.epoch("twin", epoch, None)
         twin.held_out = learner.measure("test")
         record.twin = twin
 

@@ -68,7 +68,7 @@ class Ui:
         num_samples: int | None = None,
         earlier: Sequence[Point] = (),
     ) -> None:
-        """Announce a training of `epochs` epochs of `num_samples` samples each, and those it has behind it."""
+        """Announce a training of `epochs` epochs of `num_samples` samples each, `earlier` ones behind it."""
         self._overview.trainings.append(
             Watched(label, epochs, num_samples=num_samples, earlier=earlier)
         )
