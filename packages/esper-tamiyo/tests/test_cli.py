@@ -26,6 +26,7 @@ def test_help_teaches_with_examples_and_defaults() -> None:
         "--out",
         "--config",
         "--no-twin",
+        "--track",
         "--quiet",
         "--debug",
     ):
@@ -45,6 +46,7 @@ def test_help_teaches_with_examples_and_defaults() -> None:
         (["--config", "missing.yaml"], "missing.yaml does not exist"),
         (["--library", "sqlite:///x.db"], "train: library is given without artifacts"),
         (["--bus", "redis://[::1"], "bus: the URL is malformed"),
+        (["--track", "wandb"], "track: unknown tracker 'wandb'; there are tensorboard, mlflow"),
         (["--threads", "99999"], "threads: Input should be less than or equal to 1024"),
     ],
 )

@@ -33,6 +33,14 @@ def test_a_password_in_the_query_is_not_written_either() -> None:
     assert without_password(url) == "postgresql+psycopg://db/urza?user=me"
 
 
+def test_a_password_of_a_tracker_is_not_written() -> None:
+    track = ("tensorboard", "tensorboard:board", "mlflow:https://me:hunter2@host/mlflow")
+    text = RunConfig(track=track).to_yaml()
+    assert "hunter2" not in text
+    assert "- mlflow:https://me@host/mlflow" in text
+    assert "- tensorboard:board" in text
+
+
 def test_a_url_without_a_password_stays_as_it_is() -> None:
     for url in ("memory://", "sqlite:///library.db", "s3://bucket?endpoint=http://localhost:9000"):
         assert without_password(url) == url
