@@ -1,0 +1,1 @@
+"""Adapters that put the controller into other people's trainers; each needs the extra of its name."""

@@ -1,0 +1,110 @@
+"""What the adapters share: a controller that is opened and closed with somebody else's training.
+
+Reads metrics by name as a trainer measured them, and hands them to `Tamiyo` as one decision point.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+from esper.contracts import ConfigError, EventLog, SeedBed, SystemStatePacket
+from esper.tamiyo.controller import Tamiyo
+from esper.tamiyo.policies import Policy
+from esper.tamiyo.runtime import Runtime
+from esper.tamiyo.verdict import Evaluate
+
+
+class Options(TypedDict, total=False):
+    """What a callback passes on to `Tamiyo` as it is."""
+
+    copies: Sequence[Any]
+    policy: Policy | None
+    evaluate: Evaluate | None
+    runtime: Runtime | None
+    log: EventLog | None
+
+
+class Growing:
+    """One bed and the controller that it has while a trainer is at work."""
+
+    def __init__(
+        self,
+        bed: SeedBed,
+        *,
+        val_loss: str,
+        val_accuracy: str | None,
+        train_loss: str | None,
+        **options: Unpack[Options],
+    ) -> None:
+        if not hasattr(bed, "execute"):
+            raise ConfigError(
+                f"GrowCallback got a {type(bed).__name__}; expected the seed bed of the model that is "
+                "trained: GrowCallback(wrap(model))"
+            )
+        self.bed = bed
+        self.packets: list[SystemStatePacket] = []
+        self._names = {"val_loss": val_loss, "val_accuracy": val_accuracy, "train_loss": train_loss}
+        self._options = options
+        self._measured: dict[str, float] = {}
+        self._tamiyo: Tamiyo | None = None
+
+    def open(
+        self,
+        model: Any,
+        optimizer: Any,
+        *,
+        scheduler: Any | None,
+        scaler: Any | None,
+        epochs: int | None,
+    ) -> None:
+        """Take control of the bed, if `model` is or holds its host; of an earlier training no more."""
+        self.close()
+        if not any(module is self.bed.model for module in model.modules()):
+            raise ConfigError(
+                f"the {type(model).__name__} that is trained has no part that this seed bed belongs to; "
+                "give GrowCallback the bed that wrap() made of this model, or of a module in it"
+            )
+        here = {parameter.device.type for parameter in self.bed.model.parameters()}
+        planned = {site.signature.device for site in self.bed.sites}
+        if here != planned:
+            raise ConfigError(
+                f"the model is on {', '.join(sorted(here))}, but its seeds were made on "
+                f"{', '.join(sorted(planned))}; move the model to its device before wrap(model)"
+            )
+        self._tamiyo = Tamiyo(
+            self.bed,
+            optimizer,
+            scheduler=scheduler,
+            scaler=scaler,
+            epochs=epochs,
+            **self._options,
+        )
+
+    def measure(self, metrics: Mapping[str, Any]) -> None:
+        """Note what a validation found; the next `decide` goes by it."""
+        if self._tamiyo is not None:
+            self._measured |= {name: value for name, value in metrics.items() if value is not None}
+
+    def decide(self) -> None:
+        """Take the decisions that are due, if a validation took place since the last ones."""
+        if self._tamiyo is None or not self._measured:
+            return
+        measured, self._measured = self._measured, {}
+        found: dict[str, float] = {}
+        for figure, name in self._names.items():
+            if name is None:
+                continue
+            if name not in measured:
+                known = ", ".join(sorted(measured))
+                raise ConfigError(
+                    f"no {name!r} was logged, which GrowCallback reads as {figure}; log it, or say "
+                    f"GrowCallback(bed, {figure}=…) with one of: {known}"
+                )
+            found[figure] = float(measured[name])
+        self.packets.append(self._tamiyo.end_epoch(**found))
+
+    def close(self) -> None:
+        """Let go of the bed; idempotent. A training that failed does not always tell."""
+        self._measured = {}
+        if self._tamiyo is not None:
+            self._tamiyo.close()
+        self._tamiyo = None
