@@ -2,6 +2,7 @@
 
 Opens the controller when `train` begins, hands it the metrics of each evaluation, closes it at the end.
 """
+# ruff: noqa: ARG002 - hooks are given more than each needs
 # Checked where transformers is not installed, too:
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedBaseClass=false
 
@@ -11,7 +12,7 @@ from typing import Any, Unpack
 from transformers import TrainerCallback
 
 from esper.contracts import ConfigError, SeedBed, SystemStatePacket
-from esper.tamiyo.adapters.growing import Growing, Options
+from esper.tamiyo.adapters.keeper import Keeper, Options
 
 
 class GrowCallback(TrainerCallback):
@@ -43,14 +44,12 @@ class GrowCallback(TrainerCallback):
         val_accuracy: str | None = None,
         **options: Unpack[Options],
     ) -> None:
-        self._growing = Growing(
-            bed, val_loss=val_loss, val_accuracy=val_accuracy, train_loss=None, **options
-        )
+        self._keeper = Keeper(bed, val_loss=val_loss, val_accuracy=val_accuracy, **options)
 
     @property
     def packets(self) -> list[SystemStatePacket]:
         """Every decision point so far."""
-        return self._growing.packets
+        return self._keeper.packets
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse what cannot work, then take control of the model and of what trains it."""
@@ -70,7 +69,7 @@ class GrowCallback(TrainerCallback):
                 "since; leave it out"
             )
         optimizer, scheduler = kwargs["optimizer"], kwargs["lr_scheduler"]
-        self._growing.open(
+        self._keeper.open(
             kwargs["model"],
             getattr(optimizer, "optimizer", optimizer),  # inside accelerate's
             scheduler=getattr(scheduler, "scheduler", scheduler),
@@ -83,17 +82,17 @@ class GrowCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the figures, unless nothing was trained yet."""
         if state.global_step:
-            self._growing.measure(kwargs["metrics"])
+            self._keeper.measure(kwargs["metrics"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide about the evaluation before, whose checkpoint is written by now."""
-        self._growing.decide()
+        self._keeper.decide()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide about the last evaluation, and close the controller."""
-        self._growing.decide()
-        self._growing.close()
+        self._keeper.decide()
+        self._keeper.close()
 
     def close(self) -> None:
         """Let go of the bed; idempotent."""
-        self._growing.close()
+        self._keeper.close()

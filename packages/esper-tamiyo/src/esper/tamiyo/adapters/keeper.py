@@ -23,8 +23,8 @@ class Options(TypedDict, total=False):
     log: EventLog | None
 
 
-class Growing:
-    """One bed and the controller that it has while a trainer is at work."""
+class Keeper:
+    """Keeps one bed under control while somebody else's trainer is at work."""
 
     def __init__(
         self,
@@ -32,7 +32,6 @@ class Growing:
         *,
         val_loss: str,
         val_accuracy: str | None,
-        train_loss: str | None,
         **options: Unpack[Options],
     ) -> None:
         if not hasattr(bed, "execute"):
@@ -42,21 +41,13 @@ class Growing:
             )
         self.bed = bed
         self.packets: list[SystemStatePacket] = []
-        self._names = {"val_loss": val_loss, "val_accuracy": val_accuracy, "train_loss": train_loss}
+        self._names = {"val_loss": val_loss, "val_accuracy": val_accuracy}
         self._options = options
         self._measured: dict[str, float] = {}
         self._tamiyo: Tamiyo | None = None
 
-    def open(
-        self,
-        model: Any,
-        optimizer: Any,
-        *,
-        scheduler: Any | None,
-        scaler: Any | None,
-        epochs: int | None,
-    ) -> None:
-        """Take control of the bed, if `model` is or holds its host; of an earlier training no more."""
+    def open(self, model: Any, optimizer: Any, **trainer: Any) -> None:
+        """Take control of the bed, if `model` is or holds its host; `trainer` is for `Tamiyo`."""
         self.close()
         if not any(module is self.bed.model for module in model.modules()):
             raise ConfigError(
@@ -64,20 +55,12 @@ class Growing:
                 "give GrowCallback the bed that wrap() made of this model, or of a module in it"
             )
         here = {parameter.device.type for parameter in self.bed.model.parameters()}
-        planned = {site.signature.device for site in self.bed.sites}
-        if here != planned:
+        if elsewhere := {site.signature.device for site in self.bed.sites} - here:
             raise ConfigError(
-                f"the model is on {', '.join(sorted(here))}, but its seeds were made on "
-                f"{', '.join(sorted(planned))}; move the model to its device before wrap(model)"
+                f"the model is on {', '.join(here)}, but was wrapped on {', '.join(elsewhere)}; move it to "
+                "its device before wrap(model)"
             )
-        self._tamiyo = Tamiyo(
-            self.bed,
-            optimizer,
-            scheduler=scheduler,
-            scaler=scaler,
-            epochs=epochs,
-            **self._options,
-        )
+        self._tamiyo = Tamiyo(self.bed, optimizer, **trainer, **self._options)
 
     def measure(self, metrics: Mapping[str, Any]) -> None:
         """Note what a validation found; the next `decide` goes by it."""
@@ -103,7 +86,7 @@ class Growing:
         self.packets.append(self._tamiyo.end_epoch(**found))
 
     def close(self) -> None:
-        """Let go of the bed; idempotent. A training that failed does not always tell."""
+        """Let go of the bed; idempotent."""
         self._measured = {}
         if self._tamiyo is not None:
             self._tamiyo.close()
