@@ -4,6 +4,9 @@
 
 Shapes: `B` batch, 64 pixels.
 """
+# Libraries that leave their types open, one of them not always installed:
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false
 
 import lightning
 import torch
@@ -21,7 +24,9 @@ class Digits(lightning.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10))
+        self.net = nn.Sequential(
+            nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 10)
+        )
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         """Return the loss of one batch."""
@@ -43,9 +48,9 @@ class Digits(lightning.LightningModule):
 def main() -> None:
     """Train, and say what was decided."""
     lightning.seed_everything(0, verbose=False)
-    digits = load_digits()
-    images = torch.tensor(digits.data, dtype=torch.float32) / 16
-    data = TensorDataset(images, torch.tensor(digits.target))
+    pixels, digits = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32) / 16
+    data = TensorDataset(images, torch.tensor(digits))
     train, validation = random_split(data, [0.8, 0.2])
 
     module = Digits()
@@ -53,7 +58,11 @@ def main() -> None:
     growth = GrowCallback(bed, val_accuracy="val_accuracy")
     before = bed.num_parameters()
     trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=30, callbacks=[growth], logger=False, enable_checkpointing=False
+        accelerator="cpu",
+        max_epochs=30,
+        callbacks=[growth],
+        logger=False,
+        enable_checkpointing=False,
     )
     trainer.fit(
         module,

@@ -2,8 +2,7 @@
 
 Opens the controller when `fit` starts, hands it each epoch's validation, closes it when `fit` ends.
 """
-# ruff: noqa: ARG002 - hooks are given more than each needs
-# Checked where lightning is not installed, too:
+# Hooks get more than each needs, and lightning may be missing where this is checked: ruff: noqa: ARG002
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedBaseClass=false
 
 from typing import Any, Unpack
@@ -21,8 +20,8 @@ class GrowCallback(Callback):
     What you do: move the model to its device; `bed = wrap(model)` before the trainer gets it (the
     `LightningModule` itself or a module in it); return one optimizer and at most one scheduler from
     `configure_optimizers`; log the validation loss in `validation_step`. Decisions about an epoch are
-    taken when its checkpoints are written: what a checkpoint holds is what was measured. A grown model
-    comes back from `bed.save` or `bed.checkpoint`, not from `ckpt_path`.
+    taken when its checkpoints are written: they hold what was measured. A grown model comes back from
+    `bed.save` or `bed.checkpoint`, not from `ckpt_path`.
 
     Args:
         bed: the seeds of the model, from `esper.kasmina.wrap`.
@@ -31,8 +30,8 @@ class GrowCallback(Callback):
         options: `policy`, `evaluate`, `copies`, `runtime` and `log`, as for `Tamiyo`.
 
     Raises:
-        ConfigError: when `fit` starts: for several processes, optimizers or schedulers, no validation, a
-            callback that averages weights, or a model without this bed; later: if a metric is missing.
+        ConfigError: when `fit` starts: for several processes, optimizers or schedulers, no validation,
+            averaging callbacks, or a model without this bed; later: if a metric is missing.
 
     """
 
@@ -91,9 +90,9 @@ def _refusal(trainer: Any) -> str | None:
         return f"this is {how}; a model grows in one process on one device: Trainer(devices=1)"
     if not trainer.enable_validation:
         return "no validation takes place, which growth is decided by; give fit() validation data"
-    optimizers, schedulers = len(trainer.optimizers), len(trainer.lr_scheduler_configs)
-    if optimizers != 1 or schedulers > 1:
-        found = f"{optimizers} optimizers, {schedulers} schedulers"
+    numbers = len(trainer.optimizers), len(trainer.lr_scheduler_configs)
+    if numbers not in ((1, 0), (1, 1)):
+        found = "{} optimizers and {} schedulers".format(*numbers)
         return f"configure_optimizers returned {found}; expected one, and at most one"
     names = {base.__name__ for callback in trainer.callbacks for base in type(callback).__mro__}
     if names & {"StochasticWeightAveraging", "WeightAveraging"}:
