@@ -55,8 +55,8 @@ class GrowCallback(TrainerCallback):
         """Refuse what cannot work, then take control of the model and of what trains it."""
         if args.parallel_mode.value != "not_parallel":
             raise ConfigError(
-                f"the Trainer works in {args.world_size} processes on {args.n_gpu} devices each "
-                f"({args.parallel_mode.value}); a model can grow in one process on one device"
+                f"the Trainer trains in parallel ({args.parallel_mode.value}, {args.world_size} processes); "
+                "a model grows in one process on one device"
             )
         if args.eval_strategy == "no":
             raise ConfigError(
@@ -76,7 +76,7 @@ class GrowCallback(TrainerCallback):
             scaler=getattr(optimizer, "scaler", None),
             epochs=math.ceil(args.num_train_epochs)
             if args.eval_strategy == "epoch"
-            else state.max_steps // state.eval_steps,
+            else math.ceil(state.max_steps / state.eval_steps),
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

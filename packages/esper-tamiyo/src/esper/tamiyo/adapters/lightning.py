@@ -2,7 +2,7 @@
 
 Opens the controller when `fit` starts, hands it each epoch's validation, closes it when `fit` ends.
 """
-# Hooks get more than each needs, and lightning may be missing where this is checked: ruff: noqa: ARG002
+# ruff: noqa: ARG002 - hooks get more than each needs; lightning may be missing where this is checked:
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedBaseClass=false
 
 from typing import Any, Unpack
@@ -55,11 +55,11 @@ class GrowCallback(Callback):
         if refusal := _refusal(trainer):
             raise ConfigError(refusal)
         last, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
         self._keeper.open(
             pl_module,
             *trainer.optimizers,
-            scheduler=next(iter(schedulers), None),
+            scheduler=next(schedulers, None),
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             epochs=last // every if last > 0 else None,
         )
@@ -96,5 +96,5 @@ def _refusal(trainer: Any) -> str | None:
         return f"configure_optimizers returned {found}; expected one, and at most one"
     names = {base.__name__ for callback in trainer.callbacks for base in type(callback).__mro__}
     if names & {"StochasticWeightAveraging", "WeightAveraging"}:
-        return "averaging callbacks keep their size; average your own: GrowCallback(bed, copies=…)"
+        return "averaging callbacks cannot grow; average your own: GrowCallback(bed, copies=…)"
     return None
