@@ -15,7 +15,7 @@ from statistics import mean
 import torch
 
 from esper.tamiyo import RunConfig, Task, load_task
-from esper.tamiyo.hosts import mlp
+from esper.tamiyo.architectures import mlp
 from esper.tamiyo.run import run
 from esper.tamiyo.training import measure, train_epoch
 from esper.tamiyo.ui import Ui

@@ -137,7 +137,9 @@ def _run(
                 log.append("run", {"run_id": folder.run_id, "config": config.public()})
             else:
                 log.append("resumed", {"epoch": place.epoch, "batches": place.batches})
-            folder.write_text("config.yaml", config.to_yaml())  # to begin again, if all else is lost
+            folder.write_text(
+                "config.yaml", config.to_yaml()
+            )  # to begin again, if all else is lost
             learner = make_learner(bed.model, task, config, means)
             saver = Checkpoints(folder.path, config, after=slot)
             controller = Tamiyo(
