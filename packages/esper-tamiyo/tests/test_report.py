@@ -1,120 +1,169 @@
 """The report: self-contained, complete, and safe with odd names."""
 
+import json
+import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
-from esper.contracts import FieldReport, SeedEvent, SeedState
-from esper.tamiyo import Figures, RunConfig
-from esper.tamiyo.pictures import draw_timeline
-from esper.tamiyo.report import render_report
-from esper.tamiyo.summary import Point, RunRecord, Training, adaptations, summarise
+import pytest
+from run_factory import CULLED, KEPT, record, write_run
 
-LIFE = [
-    SeedState.GERMINATED,
-    SeedState.LOADING,
-    SeedState.TRAINING,
-    SeedState.GRAFTING,
-    SeedState.STABILIZATION,
-    SeedState.EVALUATING,
-    SeedState.CULLED,
-    SeedState.DORMANT,
-]
+from esper.contracts import ConfigError, NotFoundError, SeedState
+from esper.tamiyo import Figures
+from esper.tamiyo.model_picture import promised
+from esper.tamiyo.report import PAGE, PICTURES, write_report
+from esper.tamiyo.story import read_story
+from esper.tamiyo.summary import Layer, RunRecord, Training, adaptations, summarise
 
 
-def record(*, task: str = "digits", twin: bool = True) -> RunRecord:
-    curve = [
-        Point(
-            epoch=e, train_loss=1 / (e + 1), val_loss=1 / (e + 1), val_accuracy=e / 10, parameters=9
-        )
-        for e in range(9)
-    ]
-    state, events = SeedState.DORMANT, list[SeedEvent]()
-    for epoch, following in enumerate(LIFE):
-        events.append(
-            SeedEvent(
-                seed_id=(0, 0),
-                site="1",
-                from_state=state,
-                to_state=following,
-                epoch=epoch,
-                step=epoch,
-                command_id=str(epoch),
-                kernel_id="a" * 64,
-                reason="r",
-            )
-        )
-        state = following
-    report = FieldReport(
-        run_id="run",
-        seed_id=(0, 0),
-        site="1",
-        kernel_id="a" * 64,
-        blueprint_id="b" * 64,
-        blueprint_name="residual_mlp",
-        outcome=SeedState.CULLED,
-        reason="it does not help",
-        epoch_started=0,
-        epoch_ended=6,
-        parameters_added=0,
-        loss_before=0.5,
-        loss_with=0.6,
-        loss_without=0.55,
-    )
-    made = RunRecord(
-        config=RunConfig(task=task),
-        run_id="run-1",
-        parameters_before=9,
-        grown=Training(parameters=9, curve=curve, held_out=Figures(loss=0.2, accuracy=0.9)),
-        events=events,
-        field_reports=[report],
-        blueprint_names={"a" * 64: "residual_mlp"},
-        topics={"system.events.epoch": 9},
-    )
-    if twin:
-        made.twin = Training(parameters=9, curve=curve, held_out=Figures(loss=0.3, accuracy=0.8))
-    return made
+def page(folder: Path, made: RunRecord) -> str:
+    write_report(write_run(folder, made))
+    return (folder / PAGE).read_text()
 
 
-def test_the_report_loads_nothing_from_elsewhere() -> None:
-    page = render_report(record())
-    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", page)
-    assert loaded == []
-    assert "url(http" not in page
-    assert "<script" not in page
+def test_the_report_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    shown = page(tmp_path, record())
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)""", shown)
+    assert [each for each in loaded if not each.startswith("data:image/png;")] == []
+    assert "url(http" not in shown
+    assert "@import" not in shown
+    assert "<script" not in shown
 
 
-def test_the_report_says_what_growing_changed_and_why_a_block_went() -> None:
-    page = render_report(record())
+def test_the_report_says_what_growing_changed_and_why_a_block_went(tmp_path: Path) -> None:
+    shown = page(tmp_path, record())
     assert (
         "90.0% of the held-out data correctly; its twin that never grew, 80.0%: 10.0 points more"
-        in page
+        in shown
     )
-    assert "residual_mlp" in page
-    assert "0.6000 with it, 0.5500 without, 0.5000 before" in page
-    assert page.count("<svg") == 3
+    assert "residual_mlp" in shown
+    assert "removed</span>: it does not help: loss 0.6 with it" in shown
+    assert "one block at a time" in shown
+    assert "3.12" in shown
 
 
-def test_a_run_without_a_twin_or_growth_still_has_a_report() -> None:
+def test_every_picture_is_in_the_page_and_beside_it(tmp_path: Path) -> None:
+    shown = page(tmp_path, record())
+    names = ["accuracy", "flops", "loss", "model", "parameters", "seeds"]
+    assert sorted(path.stem for path in (tmp_path / PICTURES).iterdir()) == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / PICTURES).iterdir())
+    assert shown.count("<svg") == len(names)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    first = page(tmp_path, record())
+    write_report(tmp_path)
+    assert (tmp_path / PAGE).read_text() == first
+
+
+def test_a_kept_block_is_in_the_lineage(tmp_path: Path) -> None:
+    shown = page(tmp_path, record(life=KEPT))
+    lineage = shown[shown.index("<h2>Lineage") : shown.index("<h2>The record")]
+    assert "residual_mlp at layer 1, epoch 1" in lineage
+    assert "residual_mlp" not in page(tmp_path / "culled", record())[shown.index("<h2>Lineage") :]
+
+
+def test_a_run_without_a_twin_or_growth_still_has_a_report(tmp_path: Path) -> None:
     bare = record(twin=False)
     bare.events, bare.field_reports = [], []
-    page = render_report(bare)
-    assert "Nothing was tried" in page
-    assert page.count("<svg") == 2
+    shown = page(tmp_path, bare)
+    assert "Nothing was tried" in shown
+    assert not (tmp_path / PICTURES / "seeds.png").exists()
 
 
-def test_a_run_stopped_in_its_first_epoch_still_has_a_report() -> None:
+def test_a_regression_is_told_by_its_losses(tmp_path: Path) -> None:
+    made = record()
+    assert made.twin is not None
+    for training, loss in ((made.grown, 0.25), (made.twin, 0.5)):
+        training.held_out = Figures(loss=loss)
+        training.curve = [replace(point, val_accuracy=None) for point in training.curve]
+    shown = page(tmp_path, made)
+    assert "loss on the held-out data is 0.2500; its twin that never grew has 0.5000" in shown
+    assert "accuracy" not in shown[: shown.index("Every decision")]
+
+
+def test_a_run_stopped_in_its_first_epoch_still_has_a_report(tmp_path: Path) -> None:
     stopped = record(twin=False)
     stopped.grown = Training(parameters=9)
     stopped.events, stopped.field_reports, stopped.interrupted = [], [], True
-    assert "stopped early" in render_report(stopped)
+    assert "stopped early" in page(tmp_path, stopped)
 
 
-def test_names_cannot_break_out_of_the_page() -> None:
-    assert "<script>alert" not in render_report(record(task="<script>alert(1)</script>:f"))
+def test_a_loss_that_is_no_number_is_a_gap_in_the_curve(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, record())
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["grown"]["curve"][4] |= {"val_loss": None, "train_loss": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert math.isnan(read_story(folder).grown.curve[4].val_loss)
+    assert len(write_report(folder)) == 7
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    made = record(task="<script>alert(1)</script>:f")
+    made.layers = [Layer(name="<script>alert(2)", kind="<b>", parameters=3)]
+    shown = page(tmp_path, made)
+    assert "<script>" not in shown
+    assert "<b>," not in shown
+
+
+def test_a_damaged_record_is_said_and_what_was_whole_is_told(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, record())
+    log = folder / "events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:20]) + lines[20].replace(b"0", b"1", 1))
+    story = read_story(folder)
+    assert story.damage is not None
+    assert story.attempts
+    write_report(folder)
+    assert "The record is damaged" in (folder / PAGE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", None, r"has no summary\.json.*tamiyo resume"),
+        ("summary.json", "{", "is no JSON"),
+        ("summary.json", "[]", "expected an object"),
+        ("summary.json", "{}", "not what this version of Esper writes"),
+        ("lineage.json", '{"sites": [{}]}', "not what this version of Esper writes"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_explained(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    folder = write_run(tmp_path, record())
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises((ConfigError, NotFoundError), match=message):
+        write_report(folder)
+
+
+def test_a_folder_that_is_not_there_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no run folder"):
+        read_story(tmp_path / "nowhere")
+
+
+def test_layers_are_coloured_by_gain_where_some_can_become_wider(tmp_path: Path) -> None:
+    story = read_story(write_run(tmp_path, record()))
+    assert promised(story) == ({"1": 1.0}, "gain")
+    story.health = [each for each in story.health if each.expressivity_gain is None]
+    assert promised(story) == ({"1": 1.0}, "gap")
+    story.health = []
+    assert promised(story) == ({}, "gap")
+
+
+def test_a_deep_model_is_drawn_by_its_sites(tmp_path: Path) -> None:
+    made = record()
+    made.layers = [Layer(name=str(n), kind="Linear", parameters=n) for n in range(60)]
+    assert "and 58 layers without a place to grow" in page(tmp_path, made)
 
 
 def test_an_attempt_lists_its_states_and_its_outcome() -> None:
     (attempt,) = adaptations(record())
-    assert [step["state"] for step in attempt["states"]] == ["DORMANT", *LIFE]
+    assert [step["state"] for step in attempt["states"]] == ["DORMANT", *CULLED]
     assert attempt["outcome"] == "CULLED"
     assert attempt["blueprint"] == "residual_mlp"
 
@@ -126,19 +175,18 @@ def test_a_block_that_came_with_a_loaded_model_is_an_attempt_too() -> None:
     assert [step["state"] for step in attempt["states"]] == ["EVALUATING", "CULLED"]
 
 
-def test_a_person_reads_epochs_from_1_and_a_program_from_0() -> None:
-    assert '<td class="n">1\u20137</td>' in render_report(record())
-    assert ">0</text>" not in draw_timeline(record())
+def test_a_person_reads_epochs_from_1_and_a_program_from_0(tmp_path: Path) -> None:
+    assert '<td class="n">1\u20138</td>' in page(tmp_path, record())
     summary = summarise(record())
     assert summary["first_epoch"] == summary["grown"]["curve"][0]["epoch"] == 0
 
 
-def test_what_is_missing_from_the_record_is_said() -> None:
+def test_what_is_missing_from_the_record_is_said(tmp_path: Path) -> None:
     made = record()
     made.unfiled, made.events_lost, made.events_failure = 2, 7, "No space left on device"
-    page = render_report(made)
-    assert "7 events could not be written (No space left on device)" in page
-    assert "2 outcomes were not filed" in page
+    shown = page(tmp_path, made)
+    assert "7 events could not be written (No space left on device)" in shown
+    assert "2 outcomes were not filed" in shown
 
 
 def test_the_summary_has_the_promised_keys() -> None:

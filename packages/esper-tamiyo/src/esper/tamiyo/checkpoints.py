@@ -40,6 +40,7 @@ class KnownPoint(Contract):
     val_loss: float
     val_accuracy: float | None
     parameters: int
+    flops: int | None = None
 
 
 class Place(Contract):

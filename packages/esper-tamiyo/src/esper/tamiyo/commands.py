@@ -50,6 +50,78 @@ def resume(run: _Run, quiet: _Quiet = False, debug: _Debug = False) -> None:
 
 
 @app.command()
+def report(run: _Run, debug: _Debug = False) -> None:
+    """Make a run's report.html and its pictures again, from what is in its folder."""
+    with guarded("tamiyo report", debug=debug):
+        from esper.contracts import ConfigError
+        from esper.tamiyo.report import write_report
+
+        try:
+            written = write_report(run)
+        except OSError as error:
+            raise ConfigError(f"the report cannot be written in {run}: {error.strerror}") from error
+        for path in written:
+            print(path)
+
+
+@app.command()
+def explain(
+    run: _Run,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            help="Only this seed: L,S, for example 1,0.", metavar="L,S", show_default=False
+        ),
+    ] = None,
+    debug: _Debug = False,
+) -> None:
+    """Say in words why a run grew what it grew, where and when."""
+    with guarded("tamiyo explain", debug=debug):
+        from esper.tamiyo.explaining import explain as explain_story
+        from esper.tamiyo.explaining import parse_seed
+        from esper.tamiyo.story import read_story
+
+        seed_id = parse_seed(seed) if seed is not None else None
+        print(explain_story(read_story(run), seed_id), end="")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, two or more.", show_default=False)
+    ],
+    to: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    debug: _Debug = False,
+) -> None:
+    """Draw runs together on one page, and print their figures."""
+    with guarded("tamiyo compare", debug=debug):
+        from esper.contracts import ConfigError
+        from esper.tamiyo.comparing import compared, read_runs, render_comparison
+
+        stories = read_runs(runs)
+        try:
+            to.write_text(render_comparison(stories), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{to} cannot be written: {error.strerror}") from error
+        _table(
+            ("run", "what differs", "accuracy", "loss", "parameters", "kept", "removed"),
+            [
+                (
+                    row.run,
+                    row.setting,
+                    "-" if row.accuracy is None else f"{row.accuracy:.1%}",
+                    "-" if row.loss is None else f"{row.loss:.4f}",
+                    f"{row.parameters:,}",
+                    str(row.kept),
+                    str(row.removed),
+                )
+                for row in compared(stories)
+            ],
+        )
+        print(f"page {to}")
+
+
+@app.command()
 def export(
     run: _Run,
     to: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
@@ -110,7 +182,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
     table: Any = Table(box=None, pad_edge=False)
     for name in head:
-        table.add_column(name, no_wrap=name in ("task", "host", "policy"))
+        table.add_column(name, no_wrap=name in ("task", "host", "policy", "run"))
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)

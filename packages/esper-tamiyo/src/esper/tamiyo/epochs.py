@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper.tamiyo.config import RunConfig
+from esper.tamiyo.environment import count_flops
 from esper.tamiyo.stopping import StopSignals
 from esper.tamiyo.summary import Point, Training
 from esper.tamiyo.tasks import Task
@@ -80,6 +81,7 @@ def epochs(
     ui.begin(
         label, config.epochs, num_samples=len(learner.task.train), earlier=tuple(training.curve)
     )
+    last = training.curve[-1] if training.curve else None
     for epoch in range(len(training.curve), config.epochs):
         train_loss = train_epoch(
             forward,
@@ -95,14 +97,22 @@ def epochs(
             progress=progress,
         )
         figures = learner.measure()
-        point = Point(
+        parameters = sum(p.numel() for p in model.parameters())
+        if last is None or parameters != last.parameters:
+            flops = count_flops(
+                model, learner.task.train.inputs[:2]
+            )  # as many as it was tried with
+        else:
+            flops = last.flops  # what did not grow costs the same
+        last = Point(
             epoch=epoch,
             train_loss=train_loss,
             val_loss=figures.loss,
             val_accuracy=figures.accuracy,
-            parameters=sum(p.numel() for p in model.parameters()),
+            parameters=parameters,
+            flops=flops,
         )
-        training.curve.append(point)
+        training.curve.append(last)
         progress.batches, progress.loss_sum = 0, 0.0
-        ui.epoch(label, point, config.epochs)
-        yield point
+        ui.epoch(label, last, config.epochs)
+        yield last

@@ -1,23 +1,27 @@
-"""Draws a run as SVG: the curves of the grown model and its twin, and the life of every seed.
+"""Draws a run: curves, sizes, the life of every seed. `model_picture` draws the model itself.
 
-Epochs count from 1 here, as in everything that a person reads; the data counts from 0. Text and axes
-are mid-grey on no background, which reads on a light page and on a dark one.
+Every picture is a matplotlib figure, as SVG inside a page and as PNG beside it. Epochs count from 1 here, as
+in everything that a person reads; the data counts from 0. Text and axes are mid-grey on no background, which
+reads on a light page and on a dark one.
 """
 
 # matplotlib types its keyword arguments as unknown.
 # pyright: reportUnknownMemberType=false
 
 import io
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, override
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from esper.contracts import SeedEvent, SeedState
-from esper.tamiyo.summary import RunRecord, Training
+from esper.contracts import SeedState
+from esper.tamiyo.story import Attempt, Story
+from esper.tamiyo.summary import Training
 
 GROWN, TWIN = "#2e9e5b", "#8a8f98"
 """Green for what grew, grey for what did not; distinguishable in print by the dashed twin."""
@@ -37,25 +41,64 @@ STATE_COLOURS: dict[SeedState, str] = {
 }
 """DORMANT is left empty."""
 
+STATE_NAMES = {SeedState.FINE_TUNING: "fine-tuning", SeedState.FOSSILIZED: "kept"}
+"""What a person calls them, where that is not the state's own name."""
+
+INK = "#808890"
+
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "text.color": "#808890",
-    "axes.labelcolor": "#808890",
-    "axes.edgecolor": "#808890",
-    "xtick.color": "#808890",
-    "ytick.color": "#808890",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
 
+_BAR = 0.72
+"""Height of a seed's bar, of the row's."""
 
-def draw_curves(record: RunRecord) -> list[str]:
-    """Return SVGs of validation accuracy and loss by epoch; marks where blocks were grafted."""
-    return [
-        _draw_curve(record, "val_accuracy", "validation accuracy"),
-        _draw_curve(record, "val_loss", "validation loss (logarithmic)"),
-    ]
+PNG_DPI = 160
+
+
+@contextmanager
+def style() -> Generator[None]:
+    """Draw in the house's style within the context."""
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def draw_curve(stories: Sequence[Story], name: str, title: str) -> Figure:
+    """Draw a figure of validation by epoch; marks where blocks were grafted if there is but one run.
+
+    Args:
+        stories: the runs, one colour for each if there are several.
+        name: of a field of `Point`.
+        title: what it is.
+
+    """
+    with style():
+        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        if len(stories) == 1:
+            (story,) = stories
+            if story.twin is not None:
+                _curve(axes, story.twin, name, TWIN, "twin, never grows", "--")
+            _curve(axes, story.grown, name, GROWN, "grown", "-")
+            _mark_grafts(axes, story.attempts)
+        else:
+            for number, story in enumerate(stories):
+                _curve(axes, story.grown, name, f"C{number}", story.run_id, "-")
+        if name == "val_loss" and axes.get_ylim()[0] > 0:
+            axes.set_yscale("log")
+            for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis_formatter(_Plain(minor_thresholds=(2, 0.5)))
+        axes.set_title(title, fontsize=10)
+        _finish(axes)
+        return figure
 
 
 class _Plain(LogFormatter):
@@ -66,60 +109,107 @@ class _Plain(LogFormatter):
         return f"{x:.3g}" if super().__call__(x, pos) else ""
 
 
-def _draw_curve(record: RunRecord, name: str, title: str) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+def draw_sizes(stories: Sequence[Story], name: str, title: str) -> Figure:
+    """Draw parameters or FLOPs by epoch, as steps: a model grows from one epoch to the next."""
+    with style():
+        figure = Figure(figsize=(4.6, 2.6), layout="constrained")
         axes = figure.subplots()
-        if record.twin is not None:
-            _curve(axes, record.twin, name, TWIN, "twin, never grows", "--")
-        _curve(axes, record.grown, name, GROWN, "grown", "-")
-        _mark_grafts(axes, record.events)
-        if name == "val_loss":
-            axes.set_yscale("log")
-            for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                axis_formatter(_Plain(minor_thresholds=(2, 0.5)))
+        for number, story in enumerate(stories):
+            points = [p for p in story.grown.curve if getattr(p, name) is not None]
+            several = len(stories) > 1
+            axes.step(
+                [1 + point.epoch for point in points],
+                [getattr(point, name) for point in points],
+                where="mid",
+                color=f"C{number}" if several else GROWN,
+                label=story.run_id if several else "grown",
+                linewidth=1.6,
+            )
+            twin = story.twin
+            if twin is not None and not several and twin.curve:
+                _curve(axes, twin, name, TWIN, "twin, never grows", "--")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("epoch")
-        axes.legend(frameon=False, fontsize=8)
-        return _svg(figure, f"{title} by epoch")
+        _finish(axes)
+        return figure
 
 
-def draw_timeline(record: RunRecord) -> str:
-    """Return an SVG with one row per site that was tried, coloured by the seed's state."""
-    sites = list(dict.fromkeys(event.site for event in record.events))
-    end_of_run = 1 + len(record.grown.curve)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 0.9 + 0.45 * max(1, len(sites))), layout="constrained")
+def draw_timeline(story: Story) -> Figure:
+    """Draw one row per place that was tried, coloured by the seed's state, with alpha as a line."""
+    sites = list(dict.fromkeys(attempt.site for attempt in story.attempts))
+    end_of_run = 1 + len(story.grown.curve)
+    with style():
+        figure = Figure(figsize=(9, 1.1 + 0.5 * max(1, len(sites))), layout="constrained")
         axes = figure.subplots()
         used: dict[SeedState, Any] = {}
-        for row, site in enumerate(sites):
-            events = [event for event in record.events if event.site == site]
-            for event, following in zip(events, [*events[1:], None], strict=True):
-                start = 1 + event.epoch
-                end = 1 + following.epoch if following is not None else end_of_run
-                colour = STATE_COLOURS.get(event.to_state)
-                if colour is not None and end > start:
-                    bar = axes.barh(row, end - start, left=start, color=colour)
-                    used.setdefault(event.to_state, bar)
+        for attempt in story.attempts:
+            row = sites.index(attempt.site)
+            _draw_life(axes, row, attempt, end_of_run, used)
+            _draw_alpha(axes, row, attempt, story)
         axes.set_yticks(range(len(sites)), [f"layer {site}" for site in sites])
-        axes.set_xlim(1, end_of_run)
-        axes.invert_yaxis()
+        axes.set_ylim(len(sites) - 0.5, -0.8)
+        axes.set_xlim(1, max(2, end_of_run))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         figure.legend(
             list(used.values()),
-            [state.value.lower().replace("_", " ") for state in used],
-            loc="outside right upper",
+            [STATE_NAMES.get(state, state.value.lower()) for state in used],
+            loc="outside upper center",
+            ncols=max(1, len(used)),
             frameon=False,
             fontsize=8,
         )
-        return _svg(figure, "The life of each seed by epoch")
+        return figure
+
+
+def _draw_life(
+    axes: Axes, row: int, attempt: Attempt, end_of_run: int, used: dict[SeedState, Any]
+) -> None:
+    changes = attempt.states
+    for change, following in zip(changes, [*changes[1:], None], strict=True):
+        start = 1 + change.epoch
+        end = 1 + following.epoch if following is not None else end_of_run
+        colour = STATE_COLOURS.get(change.to_state)
+        if colour is not None and end > start:
+            bar = axes.barh(row, end - start, left=start, height=_BAR, color=colour, linewidth=0)
+            used.setdefault(change.to_state, bar)
+    _mark_end(axes, row, attempt)
+
+
+def _mark_end(axes: Axes, row: int, attempt: Attempt) -> None:
+    """Write what was tried into its bar, struck through by a cross where it went again."""
+    gone = attempt.is_over and not attempt.is_kept
+    axes.text(
+        1.15 + attempt.begun,
+        row - _BAR / 2 - 0.04,
+        f"{attempt.name}{' (removed)' if gone else ''}",
+        fontsize=6.5,
+        va="bottom",
+        clip_on=True,
+    )
+
+
+def _draw_alpha(axes: Axes, row: int, attempt: Attempt, story: Story) -> None:
+    """Draw how much of the block was mixed in, from the bottom of its bar (0) to the top (1)."""
+    last = attempt.ended if attempt.is_over and not attempt.is_kept else len(story.packets)
+    points = [
+        (1 + packet.epoch, seed.alpha)
+        for packet in story.packets
+        for seed in packet.seeds
+        if seed.seed_id == attempt.seed_id and attempt.begun <= packet.epoch <= last
+    ]
+    if points:
+        epochs, alphas = zip(*points, strict=True)
+        heights = [row + _BAR * (0.5 - alpha) for alpha in alphas]
+        axes.plot(epochs, heights, color="white", linewidth=1.1, solid_capstyle="butt")
 
 
 def _curve(axes: Axes, training: Training, name: str, colour: str, label: str, style: str) -> None:
-    epochs = [1 + point.epoch for point in training.curve]
+    points = [point for point in training.curve if getattr(point, name) is not None]
     axes.plot(
-        epochs,
-        [getattr(point, name) for point in training.curve],
+        [1 + point.epoch for point in points],
+        [getattr(point, name) for point in points],
         style,
         color=colour,
         label=label,
@@ -127,18 +217,36 @@ def _curve(axes: Axes, training: Training, name: str, colour: str, label: str, s
     )
 
 
-def _mark_grafts(axes: Axes, events: Sequence[SeedEvent]) -> None:
-    for event in events:
-        if event.to_state is SeedState.GRAFTING:
-            axes.axvline(1 + event.epoch, color=STATE_COLOURS[SeedState.GRAFTING], linewidth=0.8)
+def _mark_grafts(axes: Axes, attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        for change in attempt.states:
+            if change.to_state is SeedState.GRAFTING:
+                colour = STATE_COLOURS[SeedState.GRAFTING]
+                axes.axvline(1 + change.epoch, color=colour, linewidth=0.8)
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _finish(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def to_svg(figure: Figure, title: str) -> str:
     """Render without XML prologue, so that it can stand inside a page; a fixed salt keeps ids stable."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "esper"}):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": f"esper {title}"}):
         figure.savefig(
             buffer, format="svg", transparent=True, metadata={"Date": None, "Title": title}
         )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a picture on white, for slides and mails."""
+    with style():
+        figure.savefig(
+            path, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None}
+        )

@@ -1,47 +1,94 @@
-"""Renders `report.html`: one self-contained page that a stranger understands in a minute.
+"""Writes a run's report: `report.html`, one self-contained page, and its pictures as PNGs.
 
-Fed by the `RunRecord` alone; pictures come from `pictures`.
+Made from the run folder alone (`story`), so it can be made again at any time: `tamiyo report`.
 """
 
+from collections.abc import Mapping
 from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 
-from esper.contracts import SeedState
-from esper.tamiyo.pictures import draw_curves, draw_timeline
-from esper.tamiyo.summary import RunRecord
+from esper.contracts import Action, AdaptationSignal
+from esper.tamiyo.explaining import headline
+from esper.tamiyo.model_picture import draw_model
+from esper.tamiyo.pictures import draw_curve, draw_sizes, draw_timeline, save_png, to_svg
+from esper.tamiyo.story import Story, read_story
+
+PAGE, PICTURES = "report.html", "pictures"
 
 
-def render_report(record: RunRecord) -> str:
+def write_report(folder: Path) -> list[Path]:
+    """Write the report of the run in `folder` into it; return the files.
+
+    Raises:
+        NotFoundError, ConfigError: if it is no folder of a run that came to its end.
+        OSError: if it cannot be written.
+
+    """
+    story = read_story(folder)
+    pictures = draw(story)
+    (folder / PICTURES).mkdir(exist_ok=True)
+    written = [folder / PAGE]
+    written[0].write_text(render_report(story, pictures), encoding="utf-8")
+    for name, (figure, _) in pictures.items():
+        written.append(folder / PICTURES / f"{name}.png")
+        save_png(figure, written[-1])
+    return written
+
+
+def draw(story: Story) -> dict[str, tuple[Figure, str]]:
+    """Return the pictures of a run with what they show, by name."""
+    pictures: dict[str, tuple[Figure, str]] = {}
+    if any(point.val_accuracy is not None for point in story.grown.curve):
+        title = "validation accuracy"
+        pictures["accuracy"] = draw_curve([story], "val_accuracy", title), f"{title} by epoch"
+    title = "validation loss"
+    pictures["loss"] = draw_curve([story], "val_loss", title), f"{title} by epoch"
+    if story.attempts:
+        pictures["seeds"] = draw_timeline(story), "the life of each seed by epoch"
+    pictures["model"] = draw_model(story), "the model, and what grew where"
+    for name, title in (("parameters", "parameters"), ("flops", "FLOPs of one forward pass")):
+        if any(getattr(point, name) is not None for point in story.grown.curve):
+            pictures[name] = draw_sizes([story], name, title), f"{title} by epoch"
+    return pictures
+
+
+def render_report(story: Story, pictures: Mapping[str, tuple[Figure, str]]) -> str:
     """Return the page as HTML; nothing in it is loaded from elsewhere."""
-    source = files("esper.tamiyo").joinpath("templates/report.html.j2").read_text("utf-8")
+    return render(
+        "report.html.j2",
+        story=story,
+        config=story.config,
+        summary=story.summary,
+        headline=headline(story),
+        decisions=decisions_told(story),
+        pictures={name: to_svg(figure, title) for name, (figure, title) in pictures.items()},
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """Return a page made from one of the package's templates."""
+    folder = files("esper.tamiyo").joinpath("templates")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(source)
-    reports = record.field_reports
-    return template.render(
-        record=record,
-        config=record.config,
-        kept=sum(report.outcome is SeedState.FOSSILIZED for report in reports),
-        removed=sum(report.outcome is not SeedState.FOSSILIZED for report in reports),
-        headline=_headline(record),
-        curves=draw_curves(record),
-        timeline=draw_timeline(record) if record.events else None,
+    return environment.from_string(folder.joinpath(template).read_text("utf-8")).render(
+        style=folder.joinpath("page.css").read_text("utf-8"), **content
     )
 
 
-def _headline(record: RunRecord) -> str:
-    """Say in one sentence what growing changed on held-out data."""
-    grown, twin = record.grown.held_out, record.twin.held_out if record.twin else None
-    if grown is None or grown.accuracy is None:
-        return "The run was stopped before anything could be measured."
-    sentence = f"The grown model answers {grown.accuracy:.1%} of the held-out data correctly"
-    if twin is None or twin.accuracy is None:
-        return sentence + "."
-    points = 100 * (grown.accuracy - twin.accuracy)
-    if points == 0:
-        return sentence + ", just as its twin that never grew."
-    comparison = "more" if points > 0 else "fewer"
-    return (
-        f"{sentence}; its twin that never grew, {twin.accuracy:.1%}: {abs(points):.1f} points "
-        f"{comparison}."
-    )
+def decisions_told(story: Story) -> list[tuple[str, AdaptationSignal]]:
+    """Return every decision with its epochs, equal waits in a row as one."""
+
+    def kind(decision: AdaptationSignal) -> object:
+        is_wait = decision.action is Action.WAIT
+        return (decision.reason,) if is_wait else decision.decision_id
+
+    told: list[tuple[str, AdaptationSignal]] = []
+    for _, group in groupby(story.decisions, key=kind):
+        equal = list(group)
+        first, last = equal[0].epoch + 1, equal[-1].epoch + 1
+        told.append((f"{first}" if first == last else f"{first}–{last}", equal[0]))  # noqa: RUF001
+    return told

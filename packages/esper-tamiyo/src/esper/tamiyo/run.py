@@ -25,6 +25,7 @@ from esper.tamiyo import checkpoints
 from esper.tamiyo.checkpoints import Checkpoints, Place
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.controller import Tamiyo
+from esper.tamiyo.environment import describe_environment, describe_layers
 from esper.tamiyo.epochs import Learner, epochs, make_learner
 from esper.tamiyo.folder import RunFolder, reopened_folder, run_folder
 from esper.tamiyo.hosts import build_host
@@ -110,6 +111,7 @@ def _run(
     host = build_host(config.host, task, seed=config.seed, width=config.width)
     for note in task.notes:
         ui.say(f"[dim]data[/]   {escape(note)}")
+    layers = describe_layers(host)
     host = host.to(means.device)
     if slot is None:
         example = task.train.inputs[: config.batch_size].to(means.device)
@@ -124,6 +126,8 @@ def _run(
         run_id=folder.run_id,
         parameters_before=before,
         grown=Training(parameters=before, curve=[] if place is None else place.points()),
+        layers=layers,
+        environment=describe_environment(means),
     )
     after = None if place is None else place.log
     with _threads(config.threads), tracking(config, folder, ui.warn) as tracker:
@@ -336,11 +340,11 @@ def _save_elsewhere(bed: SeedBed) -> Path | None:
 
 def _save_record(folder: RunFolder, record: RunRecord) -> None:
     """Write what a person and a program want to know of the run."""
-    from esper.tamiyo.report import render_report  # with its pictures it takes a second to import
+    from esper.tamiyo.report import write_report  # with its pictures it takes a second to import
 
     try:
         folder.write_json("summary.json", summarise(record))
-        folder.write_text("report.html", render_report(record))
+        write_report(folder.path)
     except OSError as error:
         raise ConfigError(
             f"the report could not be saved in {folder.final_path}: {_reason(error)}; "

@@ -21,6 +21,18 @@ class Point:
     val_loss: float
     val_accuracy: float | None
     parameters: int
+    flops: int | None = None
+    """Of one forward pass over one sample (`environment.count_flops`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of the host as it was given."""
+
+    name: str
+    kind: str
+    """The class of the module."""
+    parameters: int
 
 
 @dataclass(kw_only=True)
@@ -79,6 +91,10 @@ class RunRecord:
     interrupted: bool = False
     checkpoint_failure: str | None = None
     """Why the last checkpoint could not be written; None if it could."""
+    layers: Sequence[Layer] = ()
+    """Of the host before it grew."""
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    """What the run ran on."""
 
     def stop_if_interrupted(self) -> None:
         """Raise `StoppedEarlyError` if the user stopped the run."""
@@ -134,4 +150,8 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "weights_sha256": record.weights_sha256,
         "events_head": record.events_head,
         "interrupted": record.interrupted,
+        "events_failure": record.events_failure,
+        "config": record.config.public(),
+        "layers": [asdict(layer) for layer in record.layers],
+        "environment": record.environment,
     }

@@ -1,0 +1,156 @@
+"""Draws the model: its layers from the input down, coloured by what growth there promised, and what grew.
+
+The colour is a layer's expressivity gain at its best, next to the largest of all: how much of what the loss
+wanted new units there could have given. Where no layer can become wider it is the gap, what the layer's own
+weights could not give (`esper.contracts.HealthSignal`).
+"""
+
+# matplotlib types its keyword arguments as unknown.
+# pyright: reportUnknownMemberType=false
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from esper.contracts import SeedState, Site
+from esper.tamiyo.pictures import GROWN, INK, STATE_COLOURS, style
+from esper.tamiyo.story import Attempt, Story
+from esper.tamiyo.summary import Layer
+
+MAX_LAYERS = 40
+"""Rows; of a deeper model those are shown that have a site, and it is said."""
+
+_COLOURS = "YlOrRd"
+_DARK = 0.6
+"""From here on the colours are dark enough for white letters."""
+_LAYER_WIDTH, _BLOCK_WIDTH = 4.2, 2.5
+_HEIGHT = 0.7
+
+
+def draw_model(story: Story) -> Figure:
+    """Draw one row per layer with parameters, its blocks beside it: green ones stayed, red ones went."""
+    layers, left_out = _shown(story)
+    gains, measure = promised(story)
+    attempts = [(_layer_of(attempt, story.sites), attempt) for attempt in story.attempts]
+    widest = max((len(_beside(layer, attempts)) for layer in layers), default=0)
+    with style():
+        width = _LAYER_WIDTH + (_BLOCK_WIDTH + 0.2) * max(1, widest)
+        figure = Figure(figsize=(max(6.0, 0.9 * width), 1.3 + 0.5 * len(layers)))
+        axes = figure.subplots()
+        for row, layer in enumerate(layers):
+            _draw_layer(axes, row, layer, gains.get(layer.name))
+            for column, attempt in enumerate(_beside(layer, attempts)):
+                left = _LAYER_WIDTH + 0.2 + column * (_BLOCK_WIDTH + 0.2)
+                _draw_block(axes, row, left, attempt)
+        axes.set_xlim(-0.1, width)
+        axes.set_ylim(len(layers) + (0.6 if left_out else 0), -0.6)
+        axes.axis("off")
+        axes.text(0, -0.25, "input", fontsize=8, va="center")
+        if left_out:
+            axes.text(
+                0, len(layers) + 0.3, f"and {left_out} layers without a place to grow", fontsize=8
+            )
+        if gains:
+            scale = ScalarMappable(Normalize(0, 1), _COLOURS)
+            bar = figure.colorbar(
+                scale, ax=axes, location="bottom", shrink=0.4, aspect=30, pad=0.02
+            )
+            bar.set_label(f"expressivity {measure}, of the largest", fontsize=8)
+            bar.ax.tick_params(labelsize=7)
+        figure.set_layout_engine("constrained")
+        return figure
+
+
+def promised(story: Story) -> tuple[dict[str, float], str]:
+    """Return each layer's largest gain as a share of the largest of all (0 to 1), and what it is of."""
+    wider = {site.layer_id: site.widens for site in story.sites if site.widens is not None}
+    if gains := _shares(wider, [(each.layer_id, each.expressivity_gain) for each in story.health]):
+        return gains, "gain"
+    own = {site.layer_id: site.name for site in story.sites}
+    return _shares(own, [(each.layer_id, each.expressivity_gap) for each in story.health]), "gap"
+
+
+def _shares(
+    layers: Mapping[int, str], measured: Sequence[tuple[int, float | None]]
+) -> dict[str, float]:
+    largest: dict[str, float] = {}
+    for layer_id, value in measured:
+        name = layers.get(layer_id)
+        if name is not None and value is not None and math.isfinite(value):
+            largest[name] = max(largest.get(name, 0.0), value)
+    most = max(largest.values(), default=0.0)
+    return {name: value / most for name, value in largest.items()} if most > 0 else {}
+
+
+def _shown(story: Story) -> tuple[Sequence[Layer], int]:
+    if len(story.layers) <= MAX_LAYERS:
+        return story.layers, 0
+    places = {site.name for site in story.sites} | {site.widens for site in story.sites}
+    shown = [layer for layer in story.layers if layer.name in places][:MAX_LAYERS]
+    return shown, len(story.layers) - len(shown)
+
+
+def _layer_of(attempt: Attempt, sites: Sequence[Site]) -> str:
+    """Return the layer that a block stands beside or makes wider."""
+    (site,) = (site for site in sites if site.layer_id == attempt.seed_id[0])
+    return site.widens or site.name
+
+
+def _beside(layer: Layer, attempts: Sequence[tuple[str, Attempt]]) -> list[Attempt]:
+    """Return what was tried at a layer: what stayed first, of what went the last ones."""
+    here = [attempt for name, attempt in attempts if name == layer.name]
+    gone = [attempt for attempt in here if not attempt.is_kept]
+    return [attempt for attempt in here if attempt.is_kept] + gone[-2:]
+
+
+def _draw_layer(axes: Axes, row: int, layer: Layer, gain: float | None) -> None:
+    colour = mpl.colormaps[_COLOURS](gain) if gain is not None else "none"
+    _draw_box(axes, 0, row, _LAYER_WIDTH, edge=INK, face=colour)
+    ink = INK  # on a coloured box the page's own ink may not read
+    if gain is not None:
+        ink = "#1c2024" if gain < _DARK else "white"
+    axes.text(
+        0.15,
+        row + _HEIGHT / 2,
+        f"layer {layer.name}, {layer.kind}, {layer.parameters:,} parameters",
+        fontsize=8,
+        va="center",
+        color=ink,
+        clip_on=True,
+    )
+
+
+def _draw_block(axes: Axes, row: int, left: float, attempt: Attempt) -> None:
+    gone = attempt.is_over and not attempt.is_kept
+    colour = STATE_COLOURS[SeedState.CULLED] if gone else GROWN
+    _draw_box(axes, left, row, _BLOCK_WIDTH, edge=colour, face="none" if gone else colour)
+    said = f"removed in epoch {attempt.ended + 1}" if gone else f"since epoch {attempt.begun + 1}"
+    axes.text(
+        left + 0.1,
+        row + _HEIGHT / 2,
+        f"{attempt.name}, +{attempt.parameters:,}\n{said}",
+        fontsize=6.5,
+        va="center",
+        color=colour if gone else "white",
+        clip_on=True,
+    )
+
+
+def _draw_box(axes: Axes, left: float, row: int, width: float, *, edge: str, face: object) -> None:
+    axes.add_patch(
+        FancyBboxPatch(
+            (left, row + 0.02),
+            width,
+            _HEIGHT - 0.04,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            edgecolor=edge,
+            facecolor=face,
+            linewidth=1.0,
+        )
+    )

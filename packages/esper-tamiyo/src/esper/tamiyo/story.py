@@ -1,0 +1,225 @@
+"""A run as its folder tells it: what reports, comparisons and explanations are made from.
+
+Read from `summary.json` (figures), `lineage.json` (where what grew) and `events.jsonl` (all that happened,
+hash-chained). Of a log that was damaged the whole lines before the damage are told, and the damage is said.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from esper.contracts import (
+    Action,
+    AdaptationSignal,
+    ChainError,
+    CompiledKernelArtifact,
+    ConfigError,
+    FieldReport,
+    HealthSignal,
+    NotFoundError,
+    SeedEvent,
+    SeedId,
+    SeedState,
+    Site,
+    SystemStatePacket,
+    read_chain,
+)
+from esper.tamiyo.config import RunConfig, override
+from esper.tamiyo.summary import Layer, Point, Training
+from esper.tamiyo.verdict import Figures
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One block on its way, from the decision to grow it to its end."""
+
+    seed_id: SeedId
+    site: str
+    kernel_id: str
+    name: str
+    """Of the blueprint."""
+    parameters: int
+    """Of the block."""
+    states: list[SeedEvent] = field(default_factory=list[SeedEvent])
+    decision: AdaptationSignal | None = None
+    """By which it began, with everything else that could have been grown."""
+    report: FieldReport | None = None
+    """What it did to the figures; None while that is open."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the block stayed."""
+        return bool(self.states) and self.states[-1].to_state is SeedState.FOSSILIZED
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its fate is sealed."""
+        return self.report is not None
+
+    @property
+    def begun(self) -> int:
+        """The epoch of the decision, counted from 0."""
+        return self.states[0].epoch
+
+    @property
+    def ended(self) -> int:
+        """The epoch of the last change of state."""
+        return self.states[-1].epoch
+
+
+@dataclass(kw_only=True)
+class Story:
+    """One run."""
+
+    run_id: str
+    config: RunConfig
+    summary: dict[str, Any]
+    """As it is in the file."""
+    grown: Training
+    twin: Training | None
+    layers: Sequence[Layer]
+    """Of the host before it grew."""
+    sites: Sequence[Site]
+    packets: list[SystemStatePacket] = field(default_factory=list[SystemStatePacket])
+    """One for each epoch."""
+    health: list[HealthSignal] = field(default_factory=list[HealthSignal])
+    kernels: dict[str, CompiledKernelArtifact] = field(
+        default_factory=dict[str, CompiledKernelArtifact]
+    )
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+    damage: str | None = None
+    """Why the log could not be read to its end; None if it was, and its chain holds."""
+
+    @property
+    def parameters_before(self) -> int:
+        """Of the host before it grew."""
+        return int(self.summary["parameters_before"])
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the run was stopped before its end."""
+        return bool(self.summary["interrupted"])
+
+    @property
+    def kept(self) -> list[Attempt]:
+        """What stayed."""
+        return [attempt for attempt in self.attempts if attempt.is_kept]
+
+    @property
+    def removed(self) -> list[Attempt]:
+        """What went again."""
+        return [each for each in self.attempts if each.is_over and not each.is_kept]
+
+    @property
+    def decisions(self) -> list[AdaptationSignal]:
+        """Everything that was decided, in order."""
+        return [decision for packet in self.packets for decision in packet.decisions]
+
+
+def read_story(folder: Path) -> Story:
+    """Read the folder of a run.
+
+    Raises:
+        NotFoundError: if there is no such run, or it did not come to its end.
+        ConfigError: if a file is none that a run writes.
+
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no run folder {folder}; give one, for example runs/ID")
+    summary = _read_json(folder, "summary.json")
+    lineage = _read_json(folder, "lineage.json")
+    try:
+        story = Story(
+            run_id=summary["run_id"],
+            config=override(RunConfig(), summary["config"]),
+            summary=summary,
+            grown=_training(summary["grown"]),
+            twin=_training(summary["twin"]) if summary["twin"] is not None else None,
+            layers=[Layer(**layer) for layer in summary["layers"]],
+            sites=[Site.model_validate(site) for site in lineage["sites"]],
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ConfigError(
+            f"{folder}: summary.json and lineage.json are not what this version of Esper writes "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    try:
+        _read_events(folder, story)
+    except (ChainError, ValidationError, OSError) as error:
+        story.damage = str(error)
+    return story
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        raise NotFoundError(
+            f"{folder} has no {name}: it is no run folder, or its run did not come to an end; then "
+            f"`tamiyo resume {folder}` goes on with it"
+        )
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is no JSON ({error}); it was damaged") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object")
+    return content  # pyright: ignore[reportUnknownVariableType]
+
+
+def _training(data: dict[str, Any]) -> Training:
+    curve = [Point(**(point | _lost(point))) for point in data["curve"]]
+    loss = data["loss"]
+    held_out = Figures(loss=loss, accuracy=data["accuracy"]) if loss is not None else None
+    return Training(parameters=data["parameters"], curve=curve, held_out=held_out)
+
+
+def _lost(point: dict[str, Any]) -> dict[str, float]:
+    """Return the losses that JSON had no number for."""
+    return {name: math.nan for name in ("train_loss", "val_loss") if point[name] is None}
+
+
+def _read_events(folder: Path, story: Story) -> None:
+    open_attempts: dict[SeedId, Attempt] = {}
+    for event in read_chain(folder / "events.jsonl"):
+        match event.kind:
+            case "kernel":
+                kernel = CompiledKernelArtifact.model_validate(event.data)
+                story.kernels[kernel.kernel_id] = kernel
+            case "health":
+                story.health.append(HealthSignal.model_validate(event.data))
+            case "transition":
+                change = SeedEvent.model_validate(event.data)
+                _follow(change, story, open_attempts)
+            case "field_report":
+                report = FieldReport.model_validate(event.data)
+                if report.seed_id in open_attempts:
+                    open_attempts[report.seed_id].report = report
+            case "epoch":
+                packet = SystemStatePacket.model_validate(event.data)
+                story.packets.append(packet)
+                for decision in packet.decisions:
+                    if decision.action is Action.GERMINATE and decision.seed_id in open_attempts:
+                        open_attempts[decision.seed_id].decision = decision
+            case _:
+                pass
+
+
+def _follow(change: SeedEvent, story: Story, open_attempts: dict[SeedId, Attempt]) -> None:
+    """Note a change of state in the attempt that it belongs to."""
+    if change.to_state is SeedState.GERMINATED or change.seed_id not in open_attempts:
+        kernel = story.kernels.get(change.kernel_id or "")
+        attempt = Attempt(
+            seed_id=change.seed_id,
+            site=change.site,
+            kernel_id=change.kernel_id or "",
+            name=kernel.blueprint_name if kernel is not None else "unknown",
+            parameters=kernel.num_parameters if kernel is not None else 0,
+        )
+        open_attempts[change.seed_id] = attempt
+        story.attempts.append(attempt)
+    open_attempts[change.seed_id].states.append(change)
