@@ -1,0 +1,256 @@
+"""What the trainer costs next to a minimal loop written by hand: speed, start, memory.
+
+    uv run python tests/benchmarks/trainer_speed.py
+
+Speed: a whole run, with its records, checkpoints and servers in the process, and after each of its epochs one
+epoch of the minimal loop: the same host, data, batches and optimizer, and the same measurement at its end.
+Ratios of the two neighbours' wall time; the median over the epochs is what counts. Start: from the process'
+birth to its first step of the optimizer, next to a process that only imports torch. Memory: the peak of a
+process that trains, next to one that trains by the minimal loop. Takes about three minutes.
+"""
+# torch leaves parts of its types open:
+# pyright: reportUnknownMemberType=false
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import override
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from esper.tamiyo import RunConfig, Task, load_task
+from esper.tamiyo.hosts import build_host
+from esper.tamiyo.policies import Gap
+from esper.tamiyo.policies.policy import Observation
+from esper.tamiyo.policies.timing import Due
+from esper.tamiyo.run import run
+from esper.tamiyo.summary import Point
+from esper.tamiyo.tasks import Goal, Split
+from esper.tamiyo.training import measure
+from esper.tamiyo.ui import Ui
+
+WARM_UP_EPOCHS = 3
+STARTS = 5
+
+GOALS = {"never": 0.97, "the default, nothing growing": 0.90}
+"""The least share of the minimal loop's throughput, by policy."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One host on one task."""
+
+    task: str
+    host: str
+    epochs: int
+    width: int | None = None
+
+
+CASES = (
+    Case("digits", "mlp", 60),
+    Case("digits", "cnn", 20),
+    Case("mnist1d", "mlp", 30),
+    Case("digits", "resnet", 8),
+    Case("text", "transformer", 6),
+)
+
+
+class _NotDue:
+    """A timing by which growth is never due, while everything that decides on it is done."""
+
+    def due(self, observation: Observation) -> Due:
+        """Say no."""
+        return Due(now=False, reason=f"not in epoch {observation.epoch}")
+
+
+def patient() -> Gap:
+    """Return the default policy, waiting."""
+    return Gap(timing=_NotDue())
+
+
+POLICIES = {"never": "never", "the default, nothing growing": "trainer_speed:patient"}
+
+
+class MinimalLoop:
+    """What somebody would write to train this host on this task and nothing else."""
+
+    def __init__(self, task: Task, model: nn.Module, config: RunConfig) -> None:
+        self.task, self.model, self.config = task, model, config
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+
+    def epoch(self) -> None:
+        """Train one epoch and measure on validation data."""
+        data, batch_size = self.task.train, self.config.batch_size
+        self.model.train()
+        total = 0.0
+        order = torch.randperm(len(data.inputs))
+        batches: Sequence[torch.Tensor] = torch.split(order, batch_size)
+        for batch in batches:
+            self.optimizer.zero_grad()
+            loss = self.loss(data, batch)
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item() * len(batch)
+        measure(self.model, self.task.validation, goal=self.task.goal)
+
+    def loss(self, data: Split, batch: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a mini-batch."""
+        answers, targets = self.model(data.inputs[batch]), data.targets[batch]
+        if self.task.goal is Goal.LANGUAGE:
+            return nn.functional.cross_entropy(answers.flatten(0, 1), targets.flatten())
+        return nn.functional.cross_entropy(answers, targets)
+
+
+class Alternating(Ui):
+    """Between two epochs of the run, does one of the minimal loop, and times both."""
+
+    def __init__(self, rival: MinimalLoop) -> None:
+        super().__init__(quiet=True)
+        self.rival = rival
+        self.ratios: list[float] = []
+        self._since: float | None = None
+
+    @override
+    def epoch(self, label: str, point: Point, epochs: int) -> None:
+        before = time.perf_counter()
+        self.rival.epoch()
+        after = time.perf_counter()
+        if self._since is not None and point.epoch >= WARM_UP_EPOCHS:
+            self.ratios.append((after - before) / (before - self._since))
+        self._since = after
+
+
+def throughput(case: Case, policy: str) -> list[float]:
+    """Return the run's throughput as a share of the minimal loop's, once per epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            task=case.task,
+            host=case.host,
+            width=case.width,
+            epochs=case.epochs,
+            policy=POLICIES[policy],
+            twin=False,
+            out=Path(folder),
+        )
+        task = load_task(case.task)
+        model = build_host(case.host, task, seed=0, width=case.width)
+        ui = Alternating(MinimalLoop(task, model, config))
+        run(config, ui)
+    return ui.ratios
+
+
+FIRST_STEP = """
+import os, sys, time
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+def stop(*_):
+    print(time.time(), flush=True)
+    os._exit(0)
+register_optimizer_step_post_hook(stop)
+sys.argv = ["train", "--out", {out!r}, "--quiet", "--no-twin"]
+from esper.tamiyo.entry import main
+main()
+"""
+
+
+def starts() -> tuple[float, float]:
+    """Return the median seconds until torch is imported, and until the default run's first step."""
+    torch_only: list[float] = []
+    first_step: list[float] = []
+    with tempfile.TemporaryDirectory() as out:
+        for _ in range(STARTS):
+            torch_only.append(_seconds_of("import time, torch; print(time.time())"))
+            first_step.append(_seconds_of(FIRST_STEP.format(out=out)))
+    return statistics.median(torch_only), statistics.median(first_step)
+
+
+def _seconds_of(program: str) -> float:
+    begun = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1]) - begun
+
+
+def peak_of(kind: str, task: str, host: str, width: int, epochs: int) -> float:
+    """Return the peak memory of a process that trains, in MB."""
+    arguments = [kind, task, host, str(width), str(epochs)]
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", *arguments], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _peak(kind: str, task_name: str, host: str, width: str, epochs: str) -> None:
+    """Be such a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            task=task_name,
+            host=host,
+            width=int(width),
+            epochs=int(epochs),
+            policy="never",
+            twin=False,
+            out=Path(folder),
+        )
+        if kind == "trainer":
+            run(config, Ui(quiet=True))
+        else:
+            task = load_task(task_name)
+            loop = MinimalLoop(task, build_host(host, task, seed=0, width=int(width)), config)
+            for _ in range(config.epochs):
+                loop.epoch()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the tables."""
+    torch.set_num_threads(1)
+    if arguments[:1] == ["--peak"]:
+        _peak(*arguments[1:])
+        return
+    sys.path.insert(0, str(Path(__file__).parent))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    console = Console()
+    table = Table("policy", "task", "host", "throughput, of the minimal loop", "epochs", "goal")
+    for policy in POLICIES:
+        for case in CASES:
+            found = throughput(case, policy)
+            quarter = statistics.quantiles(found, n=4)
+            table.add_row(
+                policy,
+                case.task,
+                case.host,
+                f"{statistics.median(found):.3f} ({quarter[0]:.3f} to {quarter[2]:.3f})",
+                str(len(found)),
+                f"{GOALS[policy]:.2f}",
+            )
+    console.print(table)
+    torch_only, first_step = starts()
+    console.print(
+        f"start: {torch_only:.2f} s until torch is imported, {first_step:.2f} s until the first step: "
+        f"{first_step - torch_only:.2f} s beyond it (goal: 3)"
+    )
+    memory = Table("task", "host", "width", "peak by hand, MB", "peak of the run, MB", "ratio")
+    for task, host, width, epochs in (("digits", "mlp", 6, 5), ("digits", "mlp", 4096, 2)):
+        by_hand, ours = (
+            peak_of(kind, task, host, width, epochs) for kind in ("by hand", "trainer")
+        )
+        memory.add_row(
+            task, host, str(width), f"{by_hand:.0f}", f"{ours:.0f}", f"{ours / by_hand:.3f}"
+        )
+    console.print(memory)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
