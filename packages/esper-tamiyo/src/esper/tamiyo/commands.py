@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 app.command("run")(cli.train)
 
+_WIDTH_OF_FILES = 240
+
 _Run = Annotated[
     Path, typer.Argument(help="A run folder, for example runs/ID.", show_default=False)
 ]
@@ -185,7 +187,12 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         table.add_column(name, no_wrap=name in ("task", "host", "policy", "run"))
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(
+            highlight=False, width=_WIDTH_OF_FILES
+        )  # nothing is cut that a program reads
+    console.print(table)
 
 
 def main() -> None:
