@@ -77,7 +77,7 @@ def _growth(summary: Mapping[str, Any]) -> list[str]:
     if not kept:
         return ["Nothing that was tried stayed."]
     return [
-        f"- {each['blueprint']} at {each['site']}, from epoch {each['states'][0]['epoch'] + 1} on"
+        f"- {each['blueprint']} at layer {each['site']}, from epoch {each['states'][1]['epoch'] + 1} on"
         for each in kept
     ]
 
