@@ -18,6 +18,7 @@ from esper.contracts import (
     ChainedEvent,
     ChainError,
     EventLog,
+    LogPosition,
     read_chain,
     sha256_hex,
 )
@@ -261,3 +262,19 @@ def test_a_log_that_was_cut_does_not_go_on(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ChainError, match="was cut"), EventLog(path, after=position):
         pass
+
+
+def test_a_log_goes_on_only_behind_the_line_that_it_knows(tmp_path: Path) -> None:
+    positions: list[LogPosition] = []
+    for name in ("one", "other"):
+        with EventLog(tmp_path / name) as log:
+            log.append("begin", {"name": name})
+            positions.append(log.position)
+    before = (tmp_path / "other").read_bytes()
+    known = positions[0].model_copy(update={"size_bytes": len(before)})
+    with (
+        pytest.raises(ChainError, match="is not the log to go on with"),
+        EventLog(tmp_path / "other", after=known),
+    ):
+        pass
+    assert (tmp_path / "other").read_bytes() == before

@@ -116,7 +116,8 @@ class EventLog:
         """Create the file, which must not exist yet, or open it to go on.
 
         Raises:
-            ChainError: if the file is shorter than it was at the position to go on from.
+            ChainError: if the file is shorter than it was at the position to go on from, or has another line
+                there; it is left as it is.
 
         """
         # Unbuffered: a line has left the process when `append` returns, or is known to be lost.
@@ -127,10 +128,24 @@ class EventLog:
         if file.seek(0, os.SEEK_END) < self._size:
             file.close()
             raise ChainError(f"{self._path} was cut: it is shorter than the log to go on with")
+        if self._last_hash(file) != self._head:
+            file.close()
+            raise ChainError(f"{self._path} is not the log to go on with, or it was changed")
         file.truncate(self._size)
         file.seek(self._size)
         self._file = file
         return self
+
+    def _last_hash(self, file: BinaryIO) -> str | None:
+        """Return the hash of the line that ends where the log goes on; None if none ends there."""
+        if self._size == 0:
+            return GENESIS
+        file.seek(0)
+        _, _, line = file.read(self._size - 1).rpartition(b"\n")
+        try:
+            return parse_event(line + file.read(1), str(self._path)).hash
+        except ChainError:
+            return None
 
     def __exit__(
         self,

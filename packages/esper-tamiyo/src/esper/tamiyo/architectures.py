@@ -197,8 +197,9 @@ def unknown(host: str, where: str, name: str, names: Sequence[str]) -> str:
 
 def _image_shape(host: str, task: Task) -> tuple[int, int, int]:
     if task.image_shape is None:
+        other = "transformer" if task.goal is Goal.LANGUAGE else "mlp"
         raise ConfigError(
             f"host {host!r} needs images, and task {task.name!r} declares no image_shape; "
-            "use host 'mlp', or set image_shape=(channels, height, width) on the task"
+            f"use host {other!r}, or set image_shape=(channels, height, width) on the task"
         )
     return task.image_shape
