@@ -35,11 +35,14 @@ def test_services_and_stories_have_a_job(jobs: dict[str, Any]) -> None:
     assert commands(jobs["together"])[-1] == "uv run pytest services tests"
 
 
-def test_hosts_that_nobody_here_wrote_have_a_job_with_their_packages(jobs: dict[str, Any]) -> None:
+def test_what_nobody_here_wrote_has_jobs_with_its_packages(jobs: dict[str, Any]) -> None:
     assert commands(jobs["hosts"])[-1] == "uv run --locked --group hosts pytest tests/hosts"
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     by_hand = {"rivals"}  # for one table of the benchmarks, which no job runs
-    assert set(settings["dependency-groups"]) - by_hand == {"dev", "hosts"}
+    with_jobs = {"adapters", "hosts", "tracking"}
+    assert set(settings["dependency-groups"]) - by_hand - {"dev"} == with_jobs
+    for group in with_jobs:
+        assert f"--locked --group {group} pytest" in commands(jobs[group])[-1]
     assert "default-groups" not in settings["tool"]["uv"]  # dev alone: nobody else installs them
 
 
