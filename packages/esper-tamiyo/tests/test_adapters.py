@@ -216,6 +216,7 @@ class Silent(Module):
         self.log("val_error", functional.cross_entropy(self.net(batch[0]), batch[1]))
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
