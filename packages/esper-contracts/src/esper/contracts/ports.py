@@ -104,8 +104,20 @@ class SeedBed(Protocol):
         """
         ...
 
-    def end_epoch(self, epoch: int) -> Sequence[HealthSignal]:
-        """Close the epoch's sampled statistics and return one signal per seed."""
+    def end_epoch(self, epoch: int, *, with_health: bool = True) -> Sequence[HealthSignal]:
+        """Count one epoch, and return what `health` does; nothing if not `with_health`."""
+        ...
+
+    def health(self, epoch: int) -> Sequence[HealthSignal]:
+        """Close the statistics that were sampled since the last time and return one signal per seed.
+
+        What the signals are computed from is sampled while training goes on; computing them can take longer
+        than an epoch of a small host, so it is done where somebody wants to know.
+        """
+        ...
+
+    def watch(self, *, on: bool) -> None:
+        """Sample health from now on, as is done from the start, or no longer."""
         ...
 
     def without(
@@ -214,9 +226,15 @@ class SeedBedFactory(Protocol):
     """Puts seeds into a model. Group `esper.seedbeds`."""
 
     def __call__(
-        self, model: Any, /, *, example: Any | None = None, widen: bool = False
+        self,
+        model: Any,
+        /,
+        *,
+        example: Any | None = None,
+        widen: bool = False,
+        blueprints: Sequence[BlueprintIR] = (),
     ) -> SeedBed:
-        """Return the bed of `model`.
+        """Return the bed of `model`, which grows with `blueprints` beside designs of its own.
 
         `example` is the inputs of one training batch, for what only a trial run can tell; with `widen`
         layers can also become wider, wherever such a run shows that they can.
@@ -227,7 +245,9 @@ class SeedBedFactory(Protocol):
 class SavedBeds(Protocol):
     """Reads what beds have written. Group `esper.savedbeds`."""
 
-    def load(self, model: Any, folder: Path | str) -> SeedBed:
+    def load(
+        self, model: Any, folder: Path | str, *, blueprints: Sequence[BlueprintIR] = ()
+    ) -> SeedBed:
         """Grow `model`, a fresh host, into what `save` or `checkpoint` wrote into `folder`.
 
         Raises:

@@ -15,6 +15,7 @@ from esper.contracts import (
     CompiledKernelArtifact,
     KernelRejectedError,
     NotFoundError,
+    Site,
     sha256_hex,
 )
 from esper.kasmina.cache import DEFAULT_CACHE_BYTES, CacheStatus, KernelCache
@@ -68,6 +69,22 @@ class Admission:
 
         """
         return self._find(kernel_id)[0]
+
+    def fitting(self, kernel_id: str, site: Site) -> CompiledKernelArtifact:
+        """Return the record of an admitted kernel for `site`.
+
+        Raises:
+            NotFoundError: if it was not admitted.
+            KernelRejectedError: if it does not fit there.
+
+        """
+        kernel = self.record(kernel_id)
+        if not kernel.signature.fits(site.signature):
+            raise KernelRejectedError(
+                f"kernel {kernel_id[:12]} is built for {kernel.signature.key}, the site {site.name!r} is "
+                f"{site.signature.key}; choose a kernel that fits it"
+            )
+        return kernel
 
     def load(self, kernel_id: str, device: torch.device | str) -> Block:
         """Return a block of an admitted kernel on `device`, with fresh weights, for good.

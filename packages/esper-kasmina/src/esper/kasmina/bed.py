@@ -18,7 +18,6 @@ from esper.contracts import (
     HostError,
     IllegalTransitionError,
     KasminaCommand,
-    KernelRejectedError,
     NotFoundError,
     SeedEvent,
     SeedState,
@@ -188,7 +187,7 @@ class Bed:
         before, kernel_id = seed.state, seed.kernel_id
         match target:
             case SeedState.GERMINATED:
-                seed.germinate(self._fitting_kernel(seed, command.kernel_id or ""))
+                seed.germinate(self._admission.fitting(command.kernel_id or "", seed.site))
                 kernel_id = seed.kernel_id
             case SeedState.LOADING:
                 block = self._admission.load(seed.kernel_id or "", str(seed.device))
@@ -225,13 +224,22 @@ class Bed:
             reason=command.reason,
         )
 
-    def end_epoch(self, epoch: int) -> Sequence[HealthSignal]:
-        """Close the epoch's sampled statistics and return one signal per seed."""
+    def end_epoch(self, epoch: int, *, with_health: bool = True) -> Sequence[HealthSignal]:
+        """Count one epoch; return what `health` does, or nothing if that is to come later."""
         self._sampling.start()
-        signals = tuple(seed.end_epoch(epoch) for seed in self._seeds.values())
+        for seed in self._seeds.values():
+            seed.end_epoch()
         self._admission.refill()
         self._copies.sync_alpha()
-        return signals
+        return self.health(epoch) if with_health else ()
+
+    def health(self, epoch: int) -> Sequence[HealthSignal]:
+        """Close the statistics sampled since the last time and return one signal per seed."""
+        return tuple(seed.health(epoch) for seed in self._seeds.values())
+
+    def watch(self, *, on: bool) -> None:
+        """Sample health from now on, as from the start, or no longer."""
+        self._sampling.switch(on=on)
 
     def without(
         self, seed_id: tuple[int, int], *, settle: Callable[[], object] | None = None
@@ -402,15 +410,6 @@ class Bed:
             has_optimizer=self._attachment is not None,
             can_undo=self._snapshot is not None,
         )
-
-    def _fitting_kernel(self, seed: Seed, kernel_id: str) -> CompiledKernelArtifact:
-        kernel = self._admission.record(kernel_id)
-        if not kernel.signature.fits(seed.site.signature):
-            raise KernelRejectedError(
-                f"kernel {kernel_id[:12]} is built for {kernel.signature.key}, the site "
-                f"{seed.site.name!r} is {seed.site.signature.key}; choose a kernel that fits it"
-            )
-        return kernel
 
     def _hook(self, seed: Seed) -> None:
         """Give the seed its site's hook, which it shares with the layer's other chunks."""

@@ -36,6 +36,7 @@ class Sampling:
         self._countdown = 0
         self._close_samples = CLOSE_SAMPLES if any(seed.beside for seed in seeds) else 0
         self._armed = False
+        self._is_on = True
         self._hooks: dict[nn.Module, SiteHook] = {}
         self._complete = False
 
@@ -54,11 +55,21 @@ class Sampling:
         self.stop()
         self._countdown = max(self._countdown, 2)
 
+    def switch(self, *, on: bool) -> None:
+        """Look at steps from now on, or no longer."""
+        if on is self._is_on:
+            return
+        self._is_on = on
+        if on:
+            self.start()
+        else:
+            self.stop()
+
     def after_step(self) -> None:
         """Count one step of the optimizer."""
         if self._armed:
             self.stop()
-        if self._every_steps is None:
+        if self._every_steps is None or not self._is_on:
             return
         self._countdown -= 1
         if self._countdown <= 0:
@@ -84,12 +95,14 @@ class Sampling:
         return {
             "countdown": self._countdown,
             "is_armed": self._armed,
+            "is_on": self._is_on,
             "close_samples": self._close_samples,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.stop()
+        self._is_on = state.get("is_on", True)
         self._countdown = state["countdown"]
         self._close_samples = state.get("close_samples", 0)
         if state["is_armed"]:

@@ -176,12 +176,15 @@ class Seed:
         if self.state is SeedState.GRAFTING:
             self._blend()
 
-    def end_epoch(self, epoch: int) -> HealthSignal:
-        """Close the epoch's statistics."""
-        health = Health() if self.sampler is None else self.sampler.close()
+    def end_epoch(self) -> None:
+        """Advance by one epoch."""
         self.epochs_in_state += 1
         if self.state is SeedState.GRAFTING:
             self._blend()
+
+    def health(self, epoch: int) -> HealthSignal:
+        """Close the statistics sampled since the last time."""
+        health = Health() if self.sampler is None else self.sampler.close()
         return HealthSignal(
             layer_id=self.site.layer_id,
             seed_id=self.seed_id[1],

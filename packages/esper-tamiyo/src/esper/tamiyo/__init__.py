@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from esper.tamiyo.hosts import build_host
     from esper.tamiyo.policies import (
         AtRandom,
+        Attention,
         Budget,
         Chance,
         Due,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AtRandom",
+    "Attention",
     "Budget",
     "Chance",
     "Due",
@@ -68,6 +70,7 @@ __all__ = [
 
 _MODULES = {
     "AtRandom": "policies",
+    "Attention": "policies",
     "Budget": "policies",
     "Chance": "policies",
     "Due": "policies",

@@ -26,6 +26,7 @@ Examples:
   train --task table --data wine.csv --target quality
   train --task cifar10 --data cifar-10-batches-bin --host resnet --device cuda --precision bfloat16
   train --task mytask:load --host mynet:build  functions in files beside you
+  train --blueprint gate.yaml                  a design of your own to grow with, too
   train --policy never --no-twin               plain training
   train --config runs/ID/config.yaml           a run again, byte for byte
 
@@ -118,6 +119,14 @@ def train(
     widen: Annotated[
         bool | None, _option("Layers can also become wider.", "widen", "--widen/--no-widen")
     ] = None,
+    blueprint: Annotated[
+        list[Path] | None,
+        _option(
+            "A JSON or YAML file with a design of your own to grow with, too; can be repeated.",
+            None,
+            "--blueprint",
+        ),
+    ] = None,
     checkpoint_seconds: Annotated[
         float | None,
         _option(
@@ -165,7 +174,7 @@ def train(
 ) -> None:
     """Run one training."""
     changes = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
-    changes["track"] = track or None
+    changes |= {"track": track or None, "blueprints": blueprint or None}
     with guarded("train", debug=debug):
         chosen = load_yaml(config, RunConfig) if config is not None else _DEFAULT
         chosen = override(chosen, changes)

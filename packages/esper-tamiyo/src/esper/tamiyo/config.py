@@ -45,6 +45,8 @@ class RunConfig(BaseModel):
     another run grew, or `module:function` for a function that returns a policy."""
     widen: bool = True
     """Whether layers can also become wider, not only get blocks."""
+    blueprints: tuple[Path, ...] = ()
+    """Files with designs of your own to grow with, beside the built-in ones."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)

@@ -42,8 +42,16 @@ from esper.contracts import (
 from esper.tamiyo import remembering
 from esper.tamiyo.forge import forge_kernels
 from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
-from esper.tamiyo.outcomes import field_report
-from esper.tamiyo.policies import EpochFigures, Gap, Observation, Policy, Proposal
+from esper.tamiyo.outcomes import field_report, kernel_of
+from esper.tamiyo.policies import (
+    Attention,
+    EpochFigures,
+    Gap,
+    Observation,
+    Policy,
+    Proposal,
+    attention_of,
+)
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
 
@@ -129,6 +137,8 @@ class Tamiyo:
             bed.attach(optimizer, scheduler, scaler=scaler, copies=copies)
             if resume is not None:
                 self._go_on(resume)
+            elif attention_of(self.policy, self._observe(())) is Attention.NONE:
+                self.bed.watch(on=False)
         except BaseException:
             self._closing.close()
             raise
@@ -238,13 +248,11 @@ class Tamiyo:
         )
         self._decisions = []
         first_event = len(self.events)
-        health = self.bed.end_epoch(self.epoch)
-        for signal in health:
-            self._record("health", signal)
+        self.bed.end_epoch(self.epoch, with_health=False)
         self._obey_others()
         for seed in self.bed.seeds():
             self._advance(seed)
-        self._grow(health)
+        self._grow(self._look())
         packet = SystemStatePacket(
             run_id=self._runtime.run_id,
             epoch=self.epoch,
@@ -329,6 +337,15 @@ class Tamiyo:
         self._evidence[seed.seed_id] = evidence
         verdict = judge(evidence, min_gain=min_gain)
         return Move(if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers)
+
+    def _look(self) -> Sequence[HealthSignal]:
+        """Measure the health of all sites if the policy wants to know it; have it sampled if it ever may."""
+        attention = attention_of(self.policy, self._observe(()))
+        self.bed.watch(on=attention is not Attention.NONE)
+        health = self.bed.health(self.epoch) if attention is Attention.NOW else ()
+        for signal in health:
+            self._record("health", signal)
+        return health
 
     def _grow(self, health: Sequence[HealthSignal]) -> None:
         """Ask the policy, and germinate what it chose."""
@@ -427,25 +444,13 @@ class Tamiyo:
             len(self.field_reports),
             event,
             seed=seed,
-            kernel=self._kernel_of(seed),
+            kernel=kernel_of(seed, self.bed.sites, self.kernels),
             events=self.events,
             before=before,
             evidence=evidence,
         )
         self.field_reports.append(report)
         self._record("field_report", report)
-
-    def _kernel_of(self, seed: SeedStatus) -> CompiledKernelArtifact | None:
-        """Return the seed's kernel; for one that came with a loaded model, one of its design and size."""
-        site = next(site for site in self.bed.sites if site.layer_id == seed.seed_id[0])
-        alike = [
-            kernel
-            for kernel in self.kernels
-            if kernel.blueprint_name == seed.blueprint_name
-            and kernel.signature.fits(site.signature)
-        ]
-        exact = [kernel for kernel in self.kernels if kernel.kernel_id == seed.kernel_id]
-        return next(iter([*exact, *alike]), None)
 
     def _status(self, seed_id: tuple[int, int]) -> SeedStatus:
         return next(seed for seed in self.bed.seeds() if seed.seed_id == seed_id)

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from uuid import UUID, uuid5
 
-from esper.contracts import CompiledKernelArtifact, FieldReport, SeedEvent, SeedState, SeedStatus
+from esper.contracts import (
+    CompiledKernelArtifact,
+    FieldReport,
+    SeedEvent,
+    SeedState,
+    SeedStatus,
+    Site,
+)
 from esper.tamiyo.policies import EpochFigures
 from esper.tamiyo.verdict import Evidence
 
@@ -11,6 +18,20 @@ UNKNOWN = "0" * 64
 """Stands for the blueprint of a block that came with a loaded model and that this library lacks."""
 
 _REPORTS = UUID("9d0f6cf2-8d51-4b0e-9a8e-3a4b6c7f5b11")
+
+
+def kernel_of(
+    seed: SeedStatus, sites: Sequence[Site], kernels: Sequence[CompiledKernelArtifact]
+) -> CompiledKernelArtifact | None:
+    """Return the seed's kernel; for one that came with a loaded model, one of its design and size."""
+    site = next(site for site in sites if site.layer_id == seed.seed_id[0])
+    alike = [
+        kernel
+        for kernel in kernels
+        if kernel.blueprint_name == seed.blueprint_name and kernel.signature.fits(site.signature)
+    ]
+    exact = [kernel for kernel in kernels if kernel.kernel_id == seed.kernel_id]
+    return next(iter([*exact, *alike]), None)
 
 
 def field_report(

@@ -14,10 +14,12 @@ import torch
 from rich.markup import escape
 
 from esper.contracts import (
+    BlueprintIR,
     ConfigError,
     EventLog,
     SeedBed,
     load_settings,
+    read_blueprint,
     trace_context,
 )
 from esper.contracts.registry import saved_beds, seed_bed_factory
@@ -106,6 +108,7 @@ def _run(
     place: Place | None = None,
 ) -> RunRecord:
     policy = choose_policy(config.policy)
+    blueprints = own_blueprints(config, folder, is_new=slot is None)
     means = choose_means(config.device, config.precision, config.accumulate)
     task = load_task(config.task, Source(path=config.data, target=config.target))
     host = build_host(config.host, task, seed=config.seed, width=config.width)
@@ -115,9 +118,9 @@ def _run(
     host = host.to(means.device)
     if slot is None:
         example = task.train.inputs[: config.batch_size].to(means.device)
-        bed = seed_bed_factory()(host, example=example, widen=config.widen)
+        bed = seed_bed_factory()(host, example=example, widen=config.widen, blueprints=blueprints)
     else:
-        bed = saved_beds().load(host, slot)
+        bed = saved_beds().load(host, slot, blueprints=blueprints)
     if isinstance(policy, Scripted):
         policy.check(bed.sites)
     before = bed.num_parameters() if place is None else place.parameters_before
@@ -178,6 +181,26 @@ def _run(
     if not record.interrupted:
         saver.clear()
     return record
+
+
+def own_blueprints(config: RunConfig, folder: RunFolder, *, is_new: bool) -> list[BlueprintIR]:
+    """Return the user's designs; a run keeps them, so that it goes on with the same ones.
+
+    Raises:
+        BlueprintError: naming file, line and what is wrong.
+
+    """
+    kept = [
+        folder.path / "blueprints" / f"{number}.json" for number in range(len(config.blueprints))
+    ]
+    if not is_new:
+        return [read_blueprint(path) for path in kept]
+    designs = [read_blueprint(path) for path in config.blueprints]
+    if designs:
+        kept[0].parent.mkdir(exist_ok=True)
+    for path, design in zip(kept, designs, strict=True):
+        folder.write_json(f"blueprints/{path.name}", design.model_dump(mode="json"))
+    return designs
 
 
 def choose_policy(name: str) -> Policy:

@@ -6,12 +6,20 @@ from esper.tamiyo.policies.gap import Gap
 from esper.tamiyo.policies.growing import Growing
 from esper.tamiyo.policies.heuristic import Heuristic
 from esper.tamiyo.policies.never import Never
-from esper.tamiyo.policies.policy import EpochFigures, Observation, Policy, Proposal
+from esper.tamiyo.policies.policy import (
+    Attention,
+    EpochFigures,
+    Observation,
+    Policy,
+    Proposal,
+    attention_of,
+)
 from esper.tamiyo.policies.scripted import Scripted
 from esper.tamiyo.policies.timing import AtRandom, Due, LossSlope, Periodic, Plateau, Timing
 
 __all__ = [
     "AtRandom",
+    "Attention",
     "Budget",
     "Chance",
     "Due",
@@ -28,4 +36,5 @@ __all__ = [
     "Proposal",
     "Scripted",
     "Timing",
+    "attention_of",
 ]

@@ -17,8 +17,8 @@ from esper.contracts import (
     SeedStatus,
 )
 from esper.tamiyo.policies.budget import Budget
-from esper.tamiyo.policies.policy import Observation, Proposal
-from esper.tamiyo.policies.timing import Plateau, Timing
+from esper.tamiyo.policies.policy import Attention, Observation, Proposal
+from esper.tamiyo.policies.timing import Plateau, Timing, is_over
 
 MOST_CANDIDATES = 50
 """The best so many go on record with a decision."""
@@ -43,6 +43,16 @@ class Growing(ABC):
         self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
     ) -> tuple[float, dict[str, float]]:
         """Return how much this block at this place is worth, higher is better, and from which numbers."""
+
+    def attention(self, observation: Observation) -> Attention:
+        """Return whether places are to be scored now, or at least later."""
+        left = observation.epochs_left
+        too_late = left is not None and left < self.min_epochs_left
+        if too_late or is_over(self.timing, observation):
+            return Attention.NONE
+        if not observation.history or self.budget.exhausted(observation) is not None:
+            return Attention.LATER
+        return Attention.NOW if self.timing.due(observation).now else Attention.LATER
 
     def propose(self, observation: Observation) -> Proposal:
         """Return the best-scored candidate, or why it is better to wait."""

@@ -1,12 +1,16 @@
 """The policy that never grows: plain training, and the yardstick of every other policy."""
 
-from esper.tamiyo.policies.policy import Observation, Proposal
+from esper.tamiyo.policies.policy import Attention, Observation, Proposal
 
 
 class Never:
     """Always waits."""
 
     name = "never"
+
+    def attention(self, observation: Observation) -> Attention:  # noqa: ARG002
+        """Return that it looks at nothing."""
+        return Attention.NONE
 
     def propose(self, observation: Observation) -> Proposal:  # noqa: ARG002
         """Return a proposal to wait."""

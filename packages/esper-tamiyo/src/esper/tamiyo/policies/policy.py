@@ -6,6 +6,7 @@ The controller builds an `Observation` at the end of each epoch and carries out 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from typing import Protocol
 
@@ -107,8 +108,20 @@ class Proposal:
     numbers: dict[str, float] = field(default_factory=dict[str, float])
 
 
+class Attention(Enum):
+    """What the health of sites can mean to a policy's proposals."""
+
+    NOW = "it decides the next one"
+    LATER = "it may decide one of a later epoch"
+    NONE = "nothing: sites need not be sampled any more"
+
+
 class Policy(Protocol):
-    """Decides where, when and what to grow. Holds no state: equal observations, equal proposals."""
+    """Decides where, when and what to grow. Holds no state: equal observations, equal proposals.
+
+    A policy may also have a method `attention(observation)`, asked with an observation without health: what
+    it does not want to know costs nothing. Without it, health is measured at every decision point.
+    """
 
     @property
     def name(self) -> str:
@@ -118,3 +131,9 @@ class Policy(Protocol):
     def propose(self, observation: Observation) -> Proposal:
         """Return what to do at this decision point."""
         ...
+
+
+def attention_of(policy: Policy, observation: Observation) -> Attention:
+    """Return what health can mean to a policy now."""
+    asked = getattr(policy, "attention", None)
+    return Attention.NOW if asked is None else asked(observation)

@@ -17,7 +17,7 @@ from esper.contracts import (
     SystemStatePacket,
     read_chain,
 )
-from esper.tamiyo.policies.policy import Observation, Proposal
+from esper.tamiyo.policies.policy import Attention, Observation, Proposal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,10 @@ class Scripted:
         if not epochs:
             raise ConfigError(f"{log} has no epoch in it; expected the log of a run")
         return cls(script=script)
+
+    def attention(self, observation: Observation) -> Attention:  # noqa: ARG002
+        """Return that it looks at nothing: all is decided."""
+        return Attention.NONE
 
     def propose(self, observation: Observation) -> Proposal:
         """Return the script's next seed for this epoch that is still dormant.

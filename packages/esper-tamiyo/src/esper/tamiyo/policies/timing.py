@@ -24,11 +24,20 @@ class Due:
 
 
 class Timing(Protocol):
-    """Tells when to grow."""
+    """Tells when to grow.
+
+    A timing may also have a method `is_over(observation)`: whether growth will never be due again.
+    """
 
     def due(self, observation: Observation) -> Due:
         """Return whether growth is due at this decision point."""
         ...
+
+
+def is_over(timing: Timing, observation: Observation) -> bool:
+    """Return whether growth will never be due again, as far as the timing can tell."""
+    asked = getattr(timing, "is_over", None)
+    return asked is not None and asked(observation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,21 +111,28 @@ class Periodic:
 
     def due(self, observation: Observation) -> Due:
         """Return whether it is time again."""
-        epoch, left = observation.epoch, observation.epochs_left
+        epoch = observation.epoch
         numbers = {"epoch": float(epoch)}
-        if left is not None and epoch + 1 > max(1.0, self.until_share * (epoch + 1 + left)):
-            late = (
-                f"the first {self.until_share:.0%} of training is over: what comes late pays less"
+        if self.is_over(observation):
+            first = (
+                f"{self.most_epochs} epochs are"
+                if observation.epochs_left is None
+                else f"{self.until_share:.0%} of training is"
             )
-            return Due(now=False, reason=late, numbers=numbers)
-        if left is None and epoch >= self.most_epochs:
-            late = f"the first {self.most_epochs} epochs are over: what comes late pays less"
-            return Due(now=False, reason=late, numbers=numbers)
+            reason = f"the first {first} over: what comes late pays less"
+            return Due(now=False, reason=reason, numbers=numbers)
         since = epoch - self.first_epoch
         now = since >= 0 and since % self.every_epochs == 0
         after = f" after the first {self.first_epoch}" if self.first_epoch else ""
         reason = f"growth is due every {self.every_epochs} epochs{after}"
         return Due(now=now, reason=reason if now else f"not yet: {reason}", numbers=numbers)
+
+    def is_over(self, observation: Observation) -> bool:
+        """Return whether the first part of training has passed."""
+        epoch, left = observation.epoch, observation.epochs_left
+        if left is None:
+            return epoch >= self.most_epochs
+        return epoch + 1 > max(1.0, self.until_share * (epoch + 1 + left))
 
 
 @dataclass(frozen=True, kw_only=True)
