@@ -45,10 +45,13 @@ class _Sums:
 
     @classmethod
     def over(cls, inputs: Tensor, wanted: Tensor) -> Self:
-        finite = inputs.isfinite().flatten(1).all(dim=1) & wanted.isfinite().all(dim=1)
-        p = torch.where(finite[:, None, None], inputs, 0).transpose(0, 1)  # (G, R, C)
-        v = torch.where(finite[:, None], wanted, 0)
-        v = v.reshape(len(v), len(p), v.shape[1] // len(p)).transpose(0, 1)  # (G, R, D / G)
+        # A row's sum is finite where all of it is, and costs a third of asking each number.
+        finite = (inputs.sum(dim=(1, 2)) + wanted.sum(dim=1)).isfinite()
+        if not bool(finite.all()):
+            inputs = torch.where(finite[:, None, None], inputs, 0)
+            wanted = torch.where(finite[:, None], wanted, 0)
+        p = inputs.transpose(0, 1)  # (G, R, C)
+        v = wanted.reshape(len(wanted), len(p), -1).transpose(0, 1)  # (G, R, D / G)
         count = finite.sum().double()
         return cls(_products(p, p), _products(p, v), v.square().sum(dim=(1, 2)), count, count)
 
@@ -88,47 +91,46 @@ class ExpressivityGap:
             new = _Sums(*(old + more for old, more in pairs))
         self._sums = new
 
-    def value(self, num_columns: int | None = None) -> float | None:
+    def value(self, num_beside: int = 0) -> float | None:
         """Return the mean squared norm of what is left of a row's wanted change; None from too few rows.
 
-        With `num_columns`, of what the first so many inputs leave.
+        The last `num_beside` inputs are left out: they are not the layer's own.
 
         It is `|V - P W|² / (n - d)` with the ridge solution `W` and its degrees of freedom `d`: of n rows
         of pure noise `d` parts can be followed, so the value does not depend on how many rows there are.
         """
-        if self._sums is None:
-            return None
-        sums = self._sums if num_columns is None else self._sums.of_first(num_columns)
-        if float(sums.weight) < ROWS_PER_COLUMN * sums.num_columns:
-            return None
-        if not all(bool(part.isfinite().all()) for part in sums.tensors()):
-            return None  # squares overflow only where the host is about to
-        weights, parts = _least_squares(sums.gram, sums.cross)
-        followed = (weights * (2 * sums.cross - sums.gram @ weights)).sum(dim=(1, 2))
-        # A row of the past counts with its weight in the sum, but with its square in what it can fit.
-        freedom = sums.weight - parts * sums.squared_weight / sums.weight
-        return float(((sums.energy - followed).clamp_min(0) / freedom).sum())
+        return self.measure(num_beside)[0]
 
-    def gain(self, num_beside: int) -> float | None:
-        """Return how much of the gap linear functions of the last `num_beside` inputs can follow.
+    def measure(self, num_beside: int = 0) -> tuple[float | None, float | None]:
+        """Return `value`, and how much of it linear functions of the last `num_beside` inputs can follow.
 
-        That is the expressivity gain of new units that read these inputs, to first order and with as many
-        units as they can use (Verbockhaven et al. 2024): the squared norm of `S^(-1/2) N`, where `N` is the
-        mean product of these inputs with what the first inputs leave of the wanted change, and `S` that of
-        these inputs with themselves. From it is taken what inputs that say nothing would seem to follow in
+        The second is the expressivity gain of new units that read these inputs, to first order and with as
+        many units as they can use (Verbockhaven et al. 2024): the squared norm of `S^(-1/2) N`, where `N` is
+        the mean product of these inputs with what the first inputs leave of the wanted change, and `S` that
+        of these inputs with themselves. From it is taken what inputs that say nothing would seem to follow in
         so few rows; as inputs that the first ones know already seem to follow less, the value errs on the
-        low side for them, and may be negative. None from too few rows.
+        low side for them, and may be negative. None without such inputs, or from too few rows.
         """
-        gap = self.value(self.num_columns - num_beside)
-        if self._sums is None or gap is None:
-            return None
+        if self._sums is None:
+            return None, None
         sums, own = self._sums, self.num_columns - num_beside
-        weights, _ = _least_squares(sums.gram[:, :own, :own], sums.cross[:, :own])
+        first = sums.of_first(own)
+        if float(first.weight) < ROWS_PER_COLUMN * own:
+            return None, None
+        if not all(bool(part.isfinite().all()) for part in first.tensors()):
+            return None, None  # squares overflow only where the host is about to
+        weights, factor = _least_squares(first.gram, first.cross)
+        followed = (weights * (2 * first.cross - first.gram @ weights)).sum(dim=(1, 2))
+        # A row of the past counts with its weight in the sum, but with its square in what it can fit.
+        freedom = first.weight - _freedom(factor) * first.squared_weight / first.weight
+        gap = float(((first.energy - followed).clamp_min(0) / freedom).sum())
+        if not num_beside:
+            return gap, None
         left = sums.cross[:, own:] - sums.gram[:, own:, :own] @ weights  # (G, beside, D / G)
         ways, _ = _least_squares(sums.gram[:, own:, own:], left)
-        followed = float((ways * left).sum() / sums.weight)
+        gain = float((ways * left).sum() / sums.weight)
         by_chance = num_beside * float(sums.squared_weight / sums.weight**2)
-        return followed - by_chance * gap
+        return gap, gain - by_chance * gap
 
     def fade(self, num_beside: int = 0) -> None:
         """Let what was added so far count for so many rows at most.
@@ -157,15 +159,20 @@ class ExpressivityGap:
 
 
 def _least_squares(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ridge solution `(G, C, D / G)` and its degrees of freedom `(G,)`."""
+    """Return the ridge solution `(G, C, D / G)`, and the Cholesky factor `(G, C, C)` that it came from."""
     size = gram.diagonal(dim1=1, dim2=2).sqrt()
     scale = torch.where(size > 0, 1 / size, 0)
     gram = gram * scale[:, :, None] * scale[:, None, :]
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = _cholesky(gram + RIDGE * eye)
+    gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    factor = _cholesky(gram)
     weights = torch.cholesky_solve(cross * scale[:, :, None], factor) * scale[:, :, None]
-    parts = torch.cholesky_solve(gram, factor).diagonal(dim1=1, dim2=2).sum(dim=1)
-    return weights, parts
+    return weights, factor
+
+
+def _freedom(factor: Tensor) -> Tensor:
+    """Return the degrees of freedom `(G,)` of a ridge solution: the trace of `K (K + r)^-1`."""
+    inverse = torch.cholesky_inverse(factor)
+    return factor.shape[-1] - RIDGE * inverse.diagonal(dim1=1, dim2=2).sum(dim=1)
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

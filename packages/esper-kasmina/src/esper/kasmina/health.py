@@ -146,8 +146,7 @@ class HealthSampler:
             return Health()
         gap = gain = None
         if self._gap is not None:
-            gap = self._gap.value(self._gap.num_columns - self._num_beside)
-            gain = self._gap.gain(self._num_beside) if self._num_beside else None
+            gap, gain = self._gap.measure(self._num_beside)
             self._gap.fade(self._num_beside)
         return Health(
             activation_variance=features.variance(),

@@ -6,7 +6,7 @@ Deliberately plain, as in anybody's script: nothing here knows of seeds. Shapes:
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,16 +118,18 @@ def train_epoch(
     order = torch.randperm(len(data), generator=generator).to(data.inputs.device)
     batches: Sequence[Tensor] = torch.split(order, batch_size)
     # On the device until the end: a GPU need not wait for each loss to be read.
-    total = torch.tensor(progress.loss_sum, dtype=torch.float64, device=data.inputs.device)
+    found: list[Tensor] = []
+    begun = progress.batches
     optimizer.zero_grad(set_to_none=True)
     for number in range(progress.batches, len(batches)):
         batch, done = batches[number], number % means.accumulate
         if done == 0 and stop():
-            progress.batches, progress.loss_sum = number, float(total)
+            progress.loss_sum = _add(progress.loss_sum, found, batches[begun:])
+            progress.batches = number
             raise StopRequestedError
         with means.precision():
             loss = mean_loss(goal, model(data.inputs[batch]), data.targets[batch])
-        total += loss.detach() * len(batch)
+        found.append(loss.detach())
         is_last = done == means.accumulate - 1 or number == len(batches) - 1
         # The last step of an epoch may be of fewer mini-batches; it is their mean all the same.
         share = min(means.accumulate, len(batches) - (number - done))
@@ -136,8 +138,17 @@ def train_epoch(
             _step(optimizer, scaler)
             optimizer.zero_grad(set_to_none=True)
             after_step()
-    progress.batches, progress.loss_sum = len(batches), float(total)
+    progress.loss_sum = _add(progress.loss_sum, found, batches[begun:])
+    progress.batches = len(batches)
     return progress.loss_sum / len(data)
+
+
+def _add(total: float, found: Sequence[Tensor], batches: Sequence[Tensor]) -> float:
+    """Return `total` and the losses of the samples of mini-batches, added one after the other."""
+    values = cast("list[float]", torch.stack(list(found)).tolist()) if found else []  # pyright: ignore[reportUnknownMemberType]
+    for value, batch in zip(values, batches, strict=False):  # the last ones were not trained with
+        total += value * len(batch)
+    return total
 
 
 def _backward(loss: Tensor, scaler: Any | None) -> None:
@@ -179,5 +190,5 @@ def measure(
     return Figures(
         loss=all_losses.mean().item(),
         accuracy=torch.cat(right).mean().item() if right else None,
-        losses=[float(loss) for loss in all_losses.cpu()],
+        losses=cast("list[float]", all_losses.tolist()),  # pyright: ignore[reportUnknownMemberType]
     )
