@@ -260,7 +260,11 @@ def main(arguments: Sequence[str]) -> None:
         f"{first_step - torch_only:.2f} s beyond it (goal: 3)"
     )
     memory = Table("task", "host", "width", "peak by hand, MB", "peak of the run, MB", "ratio")
-    for task, host, width, epochs in (("digits", "mlp", 6, 5), ("digits", "mlp", 4096, 2)):
+    for task, host, width, epochs in (
+        ("digits", "mlp", 6, 20),
+        ("digits", "resnet", 8, 4),
+        ("text", "transformer", 32, 3),
+    ):
         by_hand, ours = (
             peak_of(kind, task, host, width, epochs) for kind in ("by hand", "trainer")
         )

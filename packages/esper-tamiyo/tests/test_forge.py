@@ -56,7 +56,7 @@ class Recorder:
     def publish(self, payload: BlueprintSubmitted) -> None:
         self.published.append(payload)
 
-    def wait_for_kernels(self, expected: set[tuple[str, str]], _: float) -> dict[Any, Any]:
+    def wait_for_kernels(self, expected: set[tuple[str, str]], *_: object) -> dict[Any, Any]:
         self.expected = expected
         return {}
 

@@ -10,7 +10,6 @@ grafted, commands the bed, and puts all of it on the bus and in the event log.
 """
 
 import atexit
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -37,10 +36,9 @@ from esper.contracts import (
     SeedStatus,
     SystemStatePacket,
     get_logger,
-    new_id,
 )
 from esper.tamiyo import remembering
-from esper.tamiyo.forge import forge_kernels
+from esper.tamiyo.forge import OnForged, forge_kernels
 from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
 from esper.tamiyo.outcomes import field_report, kernel_of
 from esper.tamiyo.policies import (
@@ -52,7 +50,7 @@ from esper.tamiyo.policies import (
     Proposal,
     attention_of,
 )
-from esper.tamiyo.runtime import Runtime, RuntimeUrls
+from esper.tamiyo.runtime import Runtime, embedded_runtime
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
 
 _log = get_logger(__name__)
@@ -86,6 +84,8 @@ class Tamiyo:
         log: an open event log to append to.
         resume: a folder that `checkpoint` wrote, to go on from there to the same weights. `bed` then
             comes from `esper.kasmina.load(model, resume)` instead of `wrap`.
+        on_forged: told of each kernel how many are done and how many there will be: wide layers take
+            minutes.
 
     Raises:
         ConfigError: if `bed` is no seed bed, has a controller already, or `optimizer` is none.
@@ -107,6 +107,7 @@ class Tamiyo:
         runtime: Runtime | None = None,
         log: EventLog | None = None,
         resume: Path | str | None = None,
+        on_forged: OnForged | None = None,
     ) -> None:
         _check_arguments(bed, optimizer)
         self.bed = bed
@@ -127,11 +128,11 @@ class Tamiyo:
         self._begun = time.monotonic()
         self._is_open = True
         self._closing = ExitStack()
-        self._runtime = runtime or self._closing.enter_context(_embedded_runtime(self._closing))
+        self._runtime = runtime or self._closing.enter_context(embedded_runtime(self._closing))
         try:
             self._crucible = self._runtime.public_key
             if resume is None:
-                self.kernels = forge_kernels(bed, self._runtime)
+                self.kernels = forge_kernels(bed, self._runtime, on_forged)
                 for kernel in self.kernels:
                     self._record("kernel", kernel)
             bed.attach(optimizer, scheduler, scaler=scaler, copies=copies)
@@ -484,16 +485,3 @@ def _check_arguments(bed: object, optimizer: object) -> None:
 
 def _figures(epoch: EpochFigures) -> Figures:
     return Figures(loss=epoch.val_loss, accuracy=epoch.val_accuracy)
-
-
-def _embedded_runtime(closing: ExitStack) -> Runtime:
-    folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="esper-")))
-    run_id = f"run-{new_id()}"
-    return Runtime(
-        run_id,
-        RuntimeUrls(
-            bus=f"memory://{run_id}",
-            library=f"sqlite:///{folder / 'library.db'}",
-            artifacts=f"file://{folder / 'artifacts'}",
-        ),
-    )

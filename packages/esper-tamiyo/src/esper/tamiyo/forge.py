@@ -4,6 +4,8 @@ Submits the bed's blueprints to the library, asks for kernels on the bus, waits 
 verdicts, and hands the kernels that passed to the bed, which verifies them again for itself.
 """
 
+from collections.abc import Callable
+
 from esper.contracts import (
     BlueprintIR,
     BlueprintSubmitted,
@@ -17,8 +19,17 @@ from esper.tamiyo.runtime import Runtime
 FORGE_TIMEOUT_SECONDS = 30.0
 """Without any kernel coming forward; one takes some 0.1 s, several seconds on a very busy machine."""
 
+WIDE = 512
+"""Features from which on it may take longer; with their square, as a kernel's parameters do. With 1024 the
+largest takes some 5 s, with 4096 over a minute."""
 
-def forge_kernels(bed: SeedBed, runtime: Runtime) -> list[CompiledKernelArtifact]:
+type OnForged = Callable[[int, int], None]
+"""Told how many kernels are done, and how many there will be."""
+
+
+def forge_kernels(
+    bed: SeedBed, runtime: Runtime, on_forged: OnForged | None = None
+) -> list[CompiledKernelArtifact]:
     """Return the VALIDATED kernels that `bed` now has at hand, ordered by id.
 
     Raises:
@@ -35,7 +46,9 @@ def forge_kernels(bed: SeedBed, runtime: Runtime) -> list[CompiledKernelArtifact
         ordered = tuple(signatures[key] for key in sorted(signatures))
         runtime.publish(BlueprintSubmitted(blueprint_id=blueprint.blueprint_id, signatures=ordered))
         expected |= {(blueprint.blueprint_id, key) for key in signatures}
-    judged = runtime.wait_for_kernels(expected, FORGE_TIMEOUT_SECONDS)
+    widest = max((site.signature.features for site in bed.sites), default=1)
+    timeout_seconds = FORGE_TIMEOUT_SECONDS * max(1.0, widest / WIDE) ** 2
+    judged = runtime.wait_for_kernels(expected, timeout_seconds, on_forged)
     passed = [_admit(bed, runtime, item) for item in judged.values() if item.report.passed]
     return sorted(passed, key=lambda kernel: kernel.kernel_id)
 

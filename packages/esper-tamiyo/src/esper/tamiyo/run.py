@@ -160,6 +160,7 @@ def _run(
                 runtime=runtime,
                 log=log,
                 resume=slot,
+                on_forged=ui.forged,
             )
             try:
                 grow(controller, learner, record, log, saver, watch, place=place)

@@ -6,12 +6,14 @@ the forge and the crucible (`forge.prepare`).
 """
 
 import asyncio
+import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -31,6 +33,7 @@ from esper.contracts import (
     Worker,
     WorkerContext,
     get_logger,
+    new_id,
     serve,
     topic_of,
 )
@@ -163,13 +166,17 @@ class Runtime:
         return commands
 
     def wait_for_kernels(
-        self, expected: set[tuple[str, str]], timeout_seconds: float
+        self,
+        expected: set[tuple[str, str]],
+        timeout_seconds: float,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Mapping[tuple[str, str], KernelCharacterized]:
         """Wait until every expected kernel was forged and judged.
 
         Args:
             expected: pairs of blueprint id and signature key.
             timeout_seconds: how long nothing may happen; each step forward starts it again.
+            on_progress: told at each step forward how many are judged, and how many there will be.
 
         Raises:
             EsperError: the first failure of a worker.
@@ -185,6 +192,8 @@ class Runtime:
 
         with self._changed:
             while missing() and not self._failures:
+                if on_progress is not None:
+                    on_progress(len(expected) - missing(), len(expected))
                 before = progress()
                 if not self._changed.wait_for(lambda b=before: progress() != b, timeout_seconds):
                     raise BackendUnavailableError(
@@ -356,3 +365,17 @@ class Runtime:
         self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
+
+
+def embedded_runtime(closing: ExitStack) -> Runtime:
+    """Return a runtime with nothing outside this process: its files are gone when `closing` closes."""
+    folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="esper-")))
+    run_id = f"run-{new_id()}"
+    return Runtime(
+        run_id,
+        RuntimeUrls(
+            bus=f"memory://{run_id}",
+            library=f"sqlite:///{folder / 'library.db'}",
+            artifacts=f"file://{folder / 'artifacts'}",
+        ),
+    )

@@ -4,6 +4,7 @@ The trainer calls these methods; nothing flows back.
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,9 @@ from esper.tamiyo.summary import Point, RunRecord
 
 PLAIN_EVERY_EPOCHS = 10
 """Without a terminal, a line of figures this often; decisions always get one."""
+
+FORGED_EVERY_SECONDS = 5.0
+"""A person who waits so long wants to know for what."""
 
 REFRESHES_PER_SECOND = 4
 """Drawn by a thread of its own, whatever the pace of training; more would cost it time."""
@@ -36,6 +40,7 @@ class Ui:
         self._console = console or Console(quiet=quiet, highlight=False)
         self._is_live = self._console.is_interactive and not quiet
         self._overview = Overview()
+        self._last_said = time.monotonic()
         self._live = Live(
             get_renderable=lambda: self._overview,
             console=self._console,
@@ -53,12 +58,18 @@ class Ui:
 
     def say(self, text: str) -> None:
         """Print one line; `text` may hold rich markup."""
+        self._last_said = time.monotonic()
         # Where nobody looks, a line stays one line, however long: for grep and for logs.
         self._console.print(text, soft_wrap=not self._is_live)
 
     def warn(self, text: str) -> None:
         """Say on standard error, even when quiet, that something beside the training went wrong."""
         print(f"train: {text}", file=sys.stderr)
+
+    def forged(self, done: int, total: int) -> None:
+        """Say now and then how many of the kernels are ready: wide layers take minutes."""
+        if time.monotonic() - self._last_said > FORGED_EVERY_SECONDS:
+            self.say(f"forging and judging kernels: {done} of {total} are ready")
 
     def begin(
         self,
