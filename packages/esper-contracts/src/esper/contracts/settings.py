@@ -22,22 +22,32 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file_encoding="utf-8")
 
     postgres_user: str = Field(default="esper_admin", min_length=1)
+    """Who we are to PostgreSQL."""
     postgres_password: SecretStr | None = None
+    """Needed as soon as PostgreSQL is used."""
     postgres_host: str = Field(default="localhost", min_length=1)
+    """Where PostgreSQL is."""
     postgres_port: int = Field(default=5432, ge=1, le=65535)
+    """Its port."""
     postgres_db: str = Field(default="urza_db", min_length=1)
+    """The database of Urza, the library."""
     database_url: SecretStr | None = None
     """When set, overrides what the POSTGRES_* variables compose."""
 
     minio_root_user: str | None = None
+    """Access key of the S3 server."""
     minio_root_password: SecretStr | None = None
+    """Its secret key."""
     s3_bucket_name: str = Field(default="esper-artifacts", min_length=3)
+    """Where kernels are kept; made when missing."""
     s3_endpoint_url: str = Field(default="http://localhost:9000", pattern=r"^https?://")
+    """Where the S3 server is."""
 
     urza_token: SecretStr | None = None
     """For a library behind a service (`DATABASE_URL=http://…`): what `urza tokens create` showed."""
 
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
+    """The bus; may hold a password."""
 
     def library_url(self) -> str:
         """Return the SQLAlchemy URL of the library's database, password included.

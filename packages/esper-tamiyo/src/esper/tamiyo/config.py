@@ -48,11 +48,15 @@ class RunConfig(BaseModel):
     blueprints: tuple[Path, ...] = ()
     """Files with designs of your own to grow with, beside the built-in ones."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Same seed, same decisions, same weights."""
     epochs: int = Field(default=60, ge=1)
+    """Passes over the training data."""
     batch_size: int = Field(default=64, ge=1)
+    """Samples of one mini-batch."""
     accumulate: int = Field(default=1, ge=1)
     """Mini-batches whose gradients make one step of the optimizer."""
     learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
+    """AdamW's, at first."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate over the whole run; `cosine` ends at zero."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -66,9 +70,11 @@ class RunConfig(BaseModel):
     checkpoint_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     """At most so often a checkpoint is written, at the end of an epoch; 0: at every one."""
     keep_checkpoints: int = Field(default=3, ge=2, le=1000)
+    """How many of them, the newest."""
     twin: bool = True
     """Also train the same host with the same seed and without growth, for comparison."""
     bus: str = Field(default="memory://", min_length=1)
+    """`memory://` in the process, or `redis://HOST:PORT/DB`."""
     library: str | None = None
     """Database URL; None keeps a SQLite file in the run folder."""
     artifacts: str | None = None
