@@ -176,6 +176,64 @@ def test_a_host_that_fails_in_the_middle_is_one_message_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+DOES_NOT_FIT = """
+from torch import nn
+
+def build(task):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(12, task.num_classes))
+
+def narrow(task):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+
+
+def test_a_host_that_does_not_fit_its_task_is_told_in_shapes(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "misfit.py").write_text(DOES_NOT_FIT)
+    run = train("--host", "misfit:build", cwd=tmp_path)
+    _refused(
+        run,
+        "a batch of shape (2, 64) of task 'digits'",
+        "in its layer '3' (Linear(in_features=12, out_features=10, bias=True)), which was given (2, 8)",
+    )
+    run = train("--host", "misfit:narrow", cwd=tmp_path)
+    _refused(
+        run, "answers 2 samples of task 'digits' with (2, 3); expected one logit per class: (2, 10)"
+    )
+
+
+def test_a_checkpoint_of_another_host_is_refused_and_stays(train: Train, tmp_path: Path) -> None:
+    host = tmp_path / "myhost.py"
+    host.write_text(
+        "from torch import nn\n"
+        "def build(task):\n"
+        "    return nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))\n"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "--host", "myhost:build", "--epochs", "100000", "--checkpoint-seconds", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "epoch  11" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    (folder,) = (tmp_path / "runs").iterdir()
+    host.write_text(host.read_text().replace("6", "7"))
+    resumed = subprocess.run(
+        [*COMMAND[:-1], "from esper.tamiyo.entry import tamiyo; tamiyo()", "resume", str(folder)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert resumed.returncode == 2, resumed.stderr
+    assert resumed.stderr.count("\n") == 1
+    assert "Traceback" not in resumed.stderr
+    assert list(folder.glob("checkpoints/*"))
+
+
 def test_a_loss_that_is_not_finite_leaves_valid_json(train: Train, tmp_path: Path) -> None:
     (tmp_path / "nowhere.py").write_text(ANSWERS_NAN)
     run = train("--host", "nowhere:build", "--epochs", "6", cwd=tmp_path)

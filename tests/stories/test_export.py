@@ -1,15 +1,21 @@
 """Taking the model home: what `tamiyo export` writes runs without Esper and is told truly."""
 
 import hashlib
+import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from esper.tamiyo import load_task
+from esper.contracts import load_yaml
+from esper.kasmina import load
+from esper.tamiyo import RunConfig, build_host, load_task
 from esper.tamiyo.story import read_story
+from esper.tamiyo.tasks import Source
+from esper.testkit.runs import COMMAND as TRAIN
 from esper.testkit.runs import FinishedRun, Train
 
 COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import tamiyo; tamiyo()")
@@ -59,6 +65,65 @@ def test_the_program_gives_the_grown_models_answers_without_esper(grown: Finishe
     )
     assert answered.returncode == 0, answered.stderr
     assert float(answered.stdout) == pytest.approx(grown.summary["grown"]["accuracy"], abs=1e-6)
+
+
+ONNX = find_spec("onnx") is not None and find_spec("onnxscript") is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--task", "text", "--data", "book.txt", "--host", "transformer", "--epochs", "10"),
+        ("--task", "table", "--data", "sums.csv", "--target", "y", "--epochs", "12"),
+        ("--host", "cnn", "--epochs", "12"),
+    ],
+    ids=["text", "table", "cnn"],
+)
+def test_other_tasks_come_home_too(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "book.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    rows = [f"{a},{b},{a + 2 * b + 0.5}" for a in range(20) for b in range(20)]
+    (tmp_path / "sums.csv").write_text("\n".join(["a,b,y", *rows]))
+    run = train(*options, "--no-twin", cwd=tmp_path)
+    assert run.exit_code == 0, run.stderr
+    done = export(run.folder, "--to", "home", *(["--onnx"] if ONNX else []), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "home" / "model.onnx").exists() is ONNX
+    monkeypatch.chdir(tmp_path)
+    config = load_yaml(run.folder / "config.yaml", RunConfig)
+    task = load_task(config.task, Source(path=config.data, target=config.target))
+    host = build_host(config.host, task, seed=config.seed)
+    load(host, run.folder)
+    program = torch.export.load(tmp_path / "home" / "model.pt2").module()
+    inputs = task.test.inputs[:7]
+    with torch.no_grad():
+        assert torch.allclose(program(inputs), host.eval()(inputs), atol=1e-5)
+
+
+def test_a_run_that_was_stopped_comes_home_as_it_stood(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*TRAIN, "--epochs", "100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "epoch  21" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (folder,) = (tmp_path / "runs").iterdir()
+    done = export(folder, "--to", "home", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stopped" in (tmp_path / "home" / "README.md").read_text()
+
+
+def test_onnx_without_its_packages_says_what_to_install(grown: FinishedRun) -> None:
+    if ONNX:
+        pytest.skip("the extra onnx is installed")
+    done = export(grown.folder, "--to", "as_onnx", "--onnx", cwd=grown.cwd)
+    assert done.returncode == 2
+    assert "onnx" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (grown.cwd / "as_onnx").exists()
 
 
 def test_the_card_is_true(grown: FinishedRun) -> None:

@@ -1,6 +1,6 @@
 """The model card: what a stranger must know of a model, in Markdown (Mitchell et al. 2019)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esper.tamiyo.config import RunConfig
@@ -8,9 +8,16 @@ from esper.tamiyo.tasks import Task
 
 
 def model_card(
-    config: RunConfig, task: Task, summary: Mapping[str, Any], hashes: Mapping[str, str]
+    config: RunConfig,
+    task: Task,
+    summary: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    undecided: Sequence[str] = (),
 ) -> str:
-    """Return the card of a run's model, whose exported files have these sha256."""
+    """Return the card of a run's model, whose exported files have these sha256.
+
+    `undecided` is said of blocks that awaited their verdict.
+    """
     grown, twin = summary["grown"], summary["twin"]
     shape = tuple(task.train.inputs.shape[1:])
     lines = [
@@ -39,7 +46,7 @@ def model_card(
         "",
         "## Growth",
         "",
-        *_growth(summary),
+        *_growth(summary, undecided),
         "",
         "## Figures on the held-out data",
         "",
@@ -48,7 +55,7 @@ def model_card(
         _row("this model", grown),
         *([_row("the same host, never grown", twin)] if twin is not None else []),
         "",
-        f"Trained for {summary['epochs']} epochs with policy `{config.policy}`, seed {config.seed}, AdamW at "
+        f"{_trained(summary)} with policy `{config.policy}`, seed {config.seed}, AdamW at "
         f"{config.learning_rate:g} ({config.schedule}), batches of {config.batch_size}.",
         "",
         "## Files",
@@ -72,14 +79,19 @@ def _answers(task: Task) -> str:
     }[task.goal]
 
 
-def _growth(summary: Mapping[str, Any]) -> list[str]:
-    kept = [each for each in summary["adaptations"] if each["outcome"] == "FOSSILIZED"]
-    if not kept:
-        return ["Nothing that was tried stayed."]
-    return [
-        f"- {each['blueprint']} at layer {each['site']}, from epoch {each['states'][1]['epoch'] + 1} on"
-        for each in kept
+def _trained(summary: Mapping[str, Any]) -> str:
+    if summary["interrupted"]:
+        return f"Trained until it was stopped, before the end of its {summary['epochs']} epochs,"
+    return f"Trained for {summary['epochs']} epochs"
+
+
+def _growth(summary: Mapping[str, Any], undecided: Sequence[str]) -> list[str]:
+    kept = [
+        f"{each['blueprint']} at layer {each['site']}, from epoch {each['states'][1]['epoch'] + 1} on"
+        for each in summary["adaptations"]
+        if each["outcome"] == "FOSSILIZED"
     ]
+    return [f"- {each}" for each in (*kept, *undecided)] or ["Nothing that was tried stayed."]
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> str:

@@ -1,17 +1,19 @@
 """The command `train`, which is also `tamiyo run`: options become a `RunConfig`, which is run."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from esper.contracts import load_yaml
+from esper.contracts import ConfigError, load_yaml
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.guarding import guarded
 
 _DEFAULT = RunConfig()
+_VARIABLE = "ESPER_TRAIN_"
 
-_HELP = """
+HELP = """
 Train a small model that grows while it learns, next to a twin that never grows.
 
 With no options: scikit-learn's digits, a deliberately small MLP, everything embedded. Leaves a folder
@@ -57,12 +59,12 @@ def _option(text: str, field: str | None, *names: str) -> Any:
         *names,
         help=f"{text} [default: {shown}]",
         show_default=False,
-        envvar=f"ESPER_TRAIN_{field.upper()}",
+        envvar=f"{_VARIABLE}{field.upper()}",
         show_envvar=False,
     )
 
 
-@app.command(help=_HELP)
+@app.command(help=HELP)
 def train(
     task: Annotated[
         str | None, _option("A built-in task (`tamiyo tasks`) or module:function.", "task")
@@ -177,13 +179,26 @@ def train(
     changes |= {"track": track or None, "blueprints": blueprint or None}
     with guarded("train", debug=debug):
         chosen = load_yaml(config, RunConfig) if config is not None else _DEFAULT
-        chosen = override(chosen, changes)
+        try:
+            chosen = override(chosen, changes)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_from_environment(str(error))}") from None
         # torch takes seconds to import; a mistake in the options is reported without it.
         from esper.tamiyo.run import run
         from esper.tamiyo.ui import Ui
 
         with Ui(quiet=quiet) as ui:
             run(chosen, ui).stop_if_interrupted()
+
+
+def _from_environment(message: str) -> str:
+    """Return which variables the options came from that a message is about."""
+    named = [
+        f"{_VARIABLE}{name.upper()}"
+        for name in RunConfig.model_fields
+        if name in message and os.environ.get(f"{_VARIABLE}{name.upper()}")
+    ]
+    return f" (from the environment: {', '.join(named)})" if named else ""
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("run")(cli.train)
+app.command("run", help=cli.HELP)(cli.train)
 
 _WIDTH_OF_FILES = 240
 

@@ -1,7 +1,7 @@
 """Takes a grown model home: what runs without Esper, and says what it is.
 
 model.safetensors, lineage.json    the weights, and what grew where
-program.pt2, onnx                  the model as a program (torch.export), on request as ONNX
+model.pt2, model.onnx               the model as a program (torch.export), on request as ONNX
 README.md                          the model card: data, host, growth, figures, hashes
 """
 
@@ -10,7 +10,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from esper.contracts import ConfigError, NotFoundError, load_yaml, sha256_hex
+from esper.contracts import (
+    ConfigError,
+    KasminaCommand,
+    NotFoundError,
+    SeedBed,
+    SeedState,
+    load_yaml,
+    sha256_hex,
+)
 from esper.contracts.registry import saved_beds
 from esper.tamiyo.card import model_card
 from esper.tamiyo.config import RunConfig
@@ -18,6 +26,15 @@ from esper.tamiyo.hosts import build_host
 from esper.tamiyo.tasks import Source, load_task
 
 CARD = "README.md"
+
+_WAY = (
+    SeedState.GRAFTING,
+    SeedState.STABILIZATION,
+    SeedState.EVALUATING,
+    SeedState.FINE_TUNING,
+    SeedState.FOSSILIZED,
+)
+"""From a graft to a part of the model."""
 
 
 def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
@@ -40,6 +57,7 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
     task = load_task(config.task, Source(path=config.data, target=config.target))
     host = build_host(config.host, task, seed=config.seed, width=config.width)
     bed = saved_beds().load(host, run)
+    undecided = _decide(bed)
     was_there = to.is_dir()
     to.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,7 +68,9 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
         files = sorted(path for path in to.iterdir() if path.is_file())
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         hashes = {path.name: sha256_hex(path.read_bytes()) for path in files}
-        (to / CARD).write_text(model_card(config, task, summary, hashes), encoding="utf-8")
+        (to / CARD).write_text(
+            model_card(config, task, summary, hashes, undecided), encoding="utf-8"
+        )
     except BaseException:
         for path in to.iterdir():
             path.unlink()
@@ -58,3 +78,23 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
             to.rmdir()
         raise
     return [*files, to / CARD]
+
+
+def _decide(bed: SeedBed) -> list[str]:
+    """Make blocks part of the model that awaited their verdict when the run ended; say which.
+
+    They were trained with, and the model that was saved no longer holds what the host was before them.
+    """
+    undecided: list[str] = []
+    for seed in bed.seeds():
+        if seed.state not in _WAY[:-1]:
+            continue
+        undecided.append(
+            f"{seed.blueprint_name} at layer {seed.site} had not been judged when the run ended; it is part "
+            f"of this model in full (it was mixed in by {seed.alpha:.0%})"
+        )
+        for state in _WAY[_WAY.index(seed.state) + 1 :]:
+            bed.execute(
+                KasminaCommand(seed_id=seed.seed_id, target=state, epoch=0, reason="exported")
+            )
+    return undecided

@@ -6,14 +6,16 @@ larger.
 
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from esper.contracts import ConfigError
 from esper.tamiyo import architectures
@@ -131,7 +133,7 @@ def _check_fit(name: str, model: nn.Module, task: Task) -> None:
     two = Split(inputs=task.train.inputs[:2], targets=task.train.targets[:2])
     inputs, _ = two.inputs, two.targets
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        output = _attempt(name, task, " answering", lambda: _answer(model, inputs))
+        output = _attempt(name, task, " answering", model, lambda: _answer(model, inputs))
         expected = (len(inputs), task.num_classes)
         meaning = "one logit per class"
         if task.goal is Goal.LANGUAGE:
@@ -146,7 +148,8 @@ def _check_fit(name: str, model: nn.Module, task: Task) -> None:
                 f"expected {meaning}: {expected}"
             )
         if (copied := _copy(model)) is not None:
-            _attempt(name, task, " learning", lambda: _learn(copied.train(), task.goal, two))
+            learn = partial(_learn, copied.train(), task.goal, two)
+            _attempt(name, task, " learning", copied, learn)
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
@@ -171,9 +174,38 @@ def _learn(model: nn.Module, goal: Goal, two: Split) -> None:
     mean_loss(goal, model(two.inputs), two.targets).backward()  # pyright: ignore[reportUnknownMemberType]
 
 
-def _attempt[T](name: str, task: Task, when: str, action: Callable[[], T]) -> T:
+def _attempt[T](name: str, task: Task, when: str, model: nn.Module, action: Callable[[], T]) -> T:
+    entered: list[str] = []
+    hooks = list(_noting(model, entered))
     try:
         return action()
     except (Exception, SystemExit) as error:  # anything may happen in a model of the user's
         shape = f"{when} a batch of shape {(2, *task.train.inputs.shape[1:])} of task {task.name!r}"
-        raise failure("host", name, error, shape) from error
+        where = f", in {entered[-1]}" if entered else ""
+        raise failure("host", name, error, shape + where) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _noting(model: nn.Module, entered: list[str]) -> Iterator[RemovableHandle]:
+    """Keep in `entered` the layers that compute at any moment, innermost last, with what each was given."""
+    layers = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    for name, layer in layers:
+        if not name:
+            continue
+
+        def enter(layer: nn.Module, given: tuple[object, ...], name: str = name) -> None:
+            shapes = [tuple(each.shape) for each in given if isinstance(each, Tensor)]
+            of = ", ".join(map(str, shapes)) or "no tensor"
+            entered.append(f"its layer {name!r} ({_one_line(layer)}), which was given {of}")
+
+        def leave(*_: object) -> None:
+            entered.pop()
+
+        yield layer.register_forward_pre_hook(enter)  # pyright: ignore[reportUnknownMemberType]
+        yield layer.register_forward_hook(leave)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _one_line(layer: nn.Module) -> str:
+    return repr(layer) if not list(layer.children()) else type(layer).__name__
