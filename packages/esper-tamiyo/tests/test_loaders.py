@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -250,6 +250,9 @@ CELLS = st.one_of(
 
 
 @given(columns=st.lists(st.lists(CELLS, min_size=30, max_size=30), min_size=1, max_size=4))
+@example(columns=[["1e308"] * 15 + [""] * 15])
+@example(columns=[["-1e308", "1e308"] * 15])
+@example(columns=[["1"] * 29 + ["1e308"], ["1e308"] + ["1"] * 29])
 def test_whatever_is_in_a_table_its_inputs_are_finite_numbers(
     tmp_path_factory: pytest.TempPathFactory, columns: list[list[str]]
 ) -> None:

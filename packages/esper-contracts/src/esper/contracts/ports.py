@@ -233,11 +233,13 @@ class SeedBedFactory(Protocol):
         example: Any | None = None,
         widen: bool = False,
         blueprints: Sequence[BlueprintIR] = (),
+        sample_compiled: bool = False,
     ) -> SeedBed:
         """Return the bed of `model`, which grows with `blueprints` beside designs of its own.
 
         `example` is the inputs of one training batch, for what only a trial run can tell; with `widen`
-        layers can also become wider, wherever such a run shows that they can.
+        layers can also become wider, wherever such a run shows that they can. With `sample_compiled` the
+        steps whose health is sampled run uncompiled in a model that is compiled.
         """
         ...
 
@@ -246,7 +248,12 @@ class SavedBeds(Protocol):
     """Reads what beds have written. Group `esper.savedbeds`."""
 
     def load(
-        self, model: Any, folder: Path | str, *, blueprints: Sequence[BlueprintIR] = ()
+        self,
+        model: Any,
+        folder: Path | str,
+        *,
+        blueprints: Sequence[BlueprintIR] = (),
+        sample_compiled: bool = False,
     ) -> SeedBed:
         """Grow `model`, a fresh host, into what `save` or `checkpoint` wrote into `folder`.
 

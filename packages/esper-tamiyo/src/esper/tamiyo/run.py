@@ -118,9 +118,15 @@ def _run(
     host = host.to(means.device)
     if slot is None:
         example = task.train.inputs[: config.batch_size].to(means.device)
-        bed = seed_bed_factory()(host, example=example, widen=config.widen, blueprints=blueprints)
+        bed = seed_bed_factory()(
+            host,
+            example=example,
+            widen=config.widen,
+            blueprints=blueprints,
+            sample_compiled=config.compile,
+        )
     else:
-        bed = saved_beds().load(host, slot, blueprints=blueprints)
+        bed = saved_beds().load(host, slot, blueprints=blueprints, sample_compiled=config.compile)
     if isinstance(policy, Scripted):
         policy.check(bed.sites)
     before = bed.num_parameters() if place is None else place.parameters_before

@@ -20,6 +20,9 @@ from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.source import Source
 from esper.tamiyo.tasks.task import Task, parts, shuffled
 
+_LARGE = 1e100
+"""The sum of a million such numbers, and their squares, are still numbers."""
+
 MAX_WORDS = 50
 """A column with more different words is left out: a name, not a category."""
 MAX_CLASSES = 20
@@ -57,7 +60,7 @@ def table(source: Source) -> Task:
     features: list[Tensor] = []
     for name in names:
         if name != source.target:
-            made, note = _feature(name, columns[name], train_rows)
+            made, note = _feature(path, name, columns[name], train_rows)
             features += made
             notes += note
     if not features:
@@ -88,7 +91,7 @@ def _target(
     numbers = _numbers(values)
     whole = numbers is not None and all(number == int(number) for number in numbers)
     if numbers is not None and not (whole and len(set(numbers)) <= MAX_CLASSES):
-        scaled, said = _scaled(numbers, train_rows)
+        scaled, said = _scaled(f"{path}: the target {name!r}", numbers, train_rows)
         note = f"target {name!r}: a number to predict, {said}; losses are in squared deviations"
         return Goal.REGRESSION, scaled, 1, [note]
     classes = (
@@ -110,7 +113,7 @@ def _target(
 
 
 def _feature(
-    name: str, values: Column, train_rows: Sequence[int]
+    path: Path, name: str, values: Column, train_rows: Sequence[int]
 ) -> tuple[list[Tensor], list[str]]:
     """Return the columns of numbers that a column becomes, and what was done."""
     numbers = _numbers([value for value in values if not _is_missing(value)])
@@ -119,9 +122,10 @@ def _feature(
         known = [float(values[row]) for row in train_rows if not _is_missing(values[row])]
         if not known:
             return [], [f"column {name!r} was left out: it is empty in all train rows"]
-        middle = statistics.median(known)
+        unit = _unit(known)
+        middle = statistics.median(number / unit for number in known) * unit
         filled = [middle if _is_missing(value) else float(value) for value in values]
-        column, said = _scaled(filled, train_rows)
+        column, said = _scaled(f"{path}: column {name!r}", filled, train_rows)
         gaps = f"; {missing} missing values became the median, {middle:g}" if missing else ""
         return [column], [f"column {name!r}: {said}{gaps}"]
     words = ["(missing)" if _is_missing(value) else value for value in values]
@@ -137,12 +141,26 @@ def _feature(
     return columns, [f"column {name!r}: {len(seen)} words, a column each{gaps}"]
 
 
-def _scaled(numbers: Sequence[float], train_rows: Sequence[int]) -> tuple[Tensor, str]:
+def _scaled(what: str, numbers: Sequence[float], train_rows: Sequence[int]) -> tuple[Tensor, str]:
     known = [numbers[row] for row in train_rows]
-    mean = statistics.fmean(known)
-    deviation = statistics.pstdev(known) or 1.0
-    scaled = torch.tensor([(number - mean) / deviation for number in numbers], dtype=torch.float32)
-    return scaled, f"scaled by mean {mean:g} and deviation {deviation:g}"
+    unit = _unit(known)
+    mean = statistics.fmean(number / unit for number in known)
+    deviation = statistics.pstdev(number / unit for number in known) or 1.0
+    scaled = [(number / unit - mean) / deviation for number in numbers]
+    column = torch.tensor(scaled, dtype=torch.float32)
+    if len(odd := torch.nonzero(~column.isfinite())):
+        row = int(odd[0])
+        raise ConfigError(
+            f"{what} is {numbers[row]:g} in row {row + 1}, too far from the mean {mean * unit:g} of the rows "
+            f"to learn from (deviation {deviation * unit:g}); mend or remove it"
+        )
+    return column, f"scaled by mean {mean * unit:g} and deviation {deviation * unit:g}"
+
+
+def _unit(numbers: Sequence[float]) -> float:
+    """Return what to divide numbers by whose sum would overflow; 1 for all others."""
+    largest = max(map(abs, numbers))
+    return largest if largest > _LARGE else 1.0
 
 
 def _numbers(values: Sequence[str]) -> list[float] | None:
