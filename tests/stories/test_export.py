@@ -1,6 +1,7 @@
 """Taking the model home: what `tamiyo export` writes runs without Esper and is told truly."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -99,6 +100,29 @@ def test_other_tasks_come_home_too(
     inputs = task.test.inputs[:7]
     with torch.no_grad():
         assert torch.allclose(program(inputs), host.eval()(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["text", "table"])
+def test_a_run_on_data_of_ones_own_is_repeated_from_its_configuration(
+    train: Train, tmp_path: Path, task: str
+) -> None:
+    (tmp_path / "data").write_text("".join(chr(97 + n * n % 23) for n in range(3000)))
+    if task == "table":
+        (tmp_path / "data.csv").write_text(
+            "a,y\n" + "".join(f"{n % 7},{n % 3}\n" for n in range(90))
+        )
+    options = {
+        "text": ("--data", "data", "--host", "transformer", "--epochs", "9"),
+        "table": ("--data", "data.csv", "--target", "y", "--epochs", "20"),
+    }
+    first = train("--task", task, "--no-twin", *options[task], cwd=tmp_path)
+    assert first.exit_code == 0, first.stderr
+    config = str(first.folder / "config.yaml")
+    again = train("--config", config, "--out", "again", cwd=tmp_path)
+    assert again.exit_code == 0, again.stderr
+    (folder,) = (tmp_path / "again").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["weights_sha256"] == first.summary["weights_sha256"]
 
 
 def test_a_run_that_was_stopped_comes_home_as_it_stood(tmp_path: Path) -> None:
