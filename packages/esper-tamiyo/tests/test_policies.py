@@ -34,6 +34,7 @@ from esper.contracts import (
 )
 from esper.tamiyo import (
     AtRandom,
+    Attention,
     Budget,
     Chance,
     Gap,
@@ -43,9 +44,11 @@ from esper.tamiyo import (
     Never,
     Observation,
     Periodic,
+    Plateau,
     Policy,
     Scripted,
 )
+from esper.tamiyo.policies import attention_of
 
 ALWAYS = AtRandom(chance=1.0)
 GROWING: list[Growing] = [Heuristic(timing=ALWAYS), Gap(timing=ALWAYS), Chance(timing=ALWAYS)]
@@ -359,3 +362,14 @@ def test_a_log_that_is_none_is_told(tmp_path: Path) -> None:
     _log(tmp_path / "empty", {}, epochs=0)
     with pytest.raises(ConfigError, match="no epoch in it"):
         Scripted.from_log(tmp_path / "empty")
+
+
+def test_a_policy_wants_to_know_health_only_where_it_matters() -> None:
+    early, late = Periodic(every_epochs=2), Plateau()
+    policy, patient = Gap(timing=early), Gap(timing=late)
+    assert attention_of(policy, observation([4.0], epochs_left=59)) is Attention.NOW
+    assert attention_of(policy, observation([4.0, 3.0], epochs_left=58)) is Attention.LATER
+    assert attention_of(policy, observation([4.0] * 31, epochs_left=29)) is Attention.NONE
+    assert attention_of(patient, observation([4.0] * 31, epochs_left=29)) is Attention.NOW
+    assert attention_of(patient, observation([4.0] * 56, epochs_left=4)) is Attention.NONE
+    assert attention_of(Never(), observation(STALLED)) is Attention.NONE
