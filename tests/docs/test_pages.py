@@ -2,12 +2,13 @@
 
 A page's snippets run in its order in one fresh folder. `python` blocks run as they are, unless their first
 line names a file (`# mynet.py`), as `yaml` blocks' does: then they are written there. Of `console` blocks the
-lines behind `$ ` run; `text` is for reading only.
+lines behind `$ ` run (a first one that says `# press Ctrl-C` is interrupted); `text` is for reading only.
 """
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ PAGES = sorted(
 TOLD = [page for page in PAGES if "reference" not in page.parts]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# ([\w-]+\.(?:py|yaml))\n")
+INTERRUPTED = re.compile(r"(.*\S) +# press Ctrl-C\n")
 UV_RUN = re.compile(r"\buv run (?:--(?:package|extra) \S+ )*")
 
 
@@ -47,7 +49,11 @@ def test_snippets_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest
         elif language == "python":
             _run([sys.executable, "-W", "error", "-c", code], tmp_path, environment)
         elif language == "console":
-            _run(["bash", "-euo", "pipefail", "-c", _commands(code)], tmp_path, environment)
+            commands = _commands(code)
+            if interrupted := INTERRUPTED.match(commands):
+                _interrupt(interrupted[1], tmp_path)
+                commands = commands[interrupted.end() :]
+            _run(["bash", "-euo", "pipefail", "-c", commands], tmp_path, environment)
         else:
             assert language == "text", f"{page.name}: how is a block of {language!r} to be run?"
 
@@ -58,6 +64,22 @@ def _commands(code: str) -> str:
     assert typed, code
     # There is no Docker here; tests/infra holds the Compose file against the settings.
     return "\n".join(UV_RUN.sub("", line) for line in typed if not line.startswith("docker "))
+
+
+def _interrupt(command: str, folder: Path) -> None:
+    """Do as told by `# press Ctrl-C`, some epochs later."""
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / command.split()[0]), *command.split()[1:]],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "epoch  11" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert "tamiyo resume" in said
 
 
 def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
