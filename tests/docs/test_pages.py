@@ -19,6 +19,7 @@ import pytest
 
 from esper.testkit.postgres import PostgresServer
 from esper.testkit.redis import RedisServer
+from esper.testkit.runs import start_until
 from esper.testkit.s3 import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,15 +69,9 @@ def _commands(code: str) -> str:
 
 def _interrupt(command: str, folder: Path) -> None:
     """Do as told by `# press Ctrl-C`, some epochs later."""
-    process = subprocess.Popen(
-        [str(Path(sys.executable).parent / command.split()[0]), *command.split()[1:]],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    while "epoch  11" not in process.stdout.readline():
-        assert process.poll() is None
+    program, *options = command.split()
+    whole = [str(Path(sys.executable).parent / program), *options]
+    process = start_until("epoch  11", whole, folder)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert "tamiyo resume" in said

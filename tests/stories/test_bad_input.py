@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper.testkit.postgres import PostgresServer
-from esper.testkit.runs import COMMAND, FinishedRun, Train
+from esper.testkit.runs import COMMAND, FinishedRun, Train, start_until
 
 WITHOUT_SITES = """
 from torch import nn
@@ -208,15 +208,8 @@ def test_a_checkpoint_of_another_host_is_refused_and_stays(train: Train, tmp_pat
         "def build(task):\n"
         "    return nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))\n"
     )
-    process = subprocess.Popen(
-        [*COMMAND, "--host", "myhost:build", "--epochs", "100000", "--checkpoint-seconds", "0"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    while "epoch  11" not in process.stdout.readline():
-        assert process.poll() is None
+    options = ("--host", "myhost:build", "--epochs", "100000", "--checkpoint-seconds", "0")
+    process = start_until("epoch  11", [*COMMAND, *options], tmp_path)
     process.kill()
     process.communicate()
     (folder,) = (tmp_path / "runs").iterdir()

@@ -17,7 +17,7 @@ from esper.tamiyo import RunConfig, build_host, load_task
 from esper.tamiyo.story import read_story
 from esper.tamiyo.tasks import Source
 from esper.testkit.runs import COMMAND as TRAIN
-from esper.testkit.runs import FinishedRun, Train
+from esper.testkit.runs import FinishedRun, Train, start_until
 
 COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import tamiyo; tamiyo()")
 
@@ -126,12 +126,7 @@ def test_a_run_on_data_of_ones_own_is_repeated_from_its_configuration(
 
 
 def test_a_run_that_was_stopped_comes_home_as_it_stood(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*TRAIN, "--epochs", "100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while "epoch  21" not in process.stdout.readline():
-        assert process.poll() is None
+    process = start_until("epoch  21", [*TRAIN, "--epochs", "100000"], tmp_path)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     (folder,) = (tmp_path / "runs").iterdir()

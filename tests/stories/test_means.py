@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.testkit.runs import COMMAND, Train
+from esper.testkit.runs import COMMAND, Train, start_until
 
 DEVICE = os.environ.get("ESPER_DEVICE", "cpu")
 RESUME = (
@@ -57,15 +57,8 @@ def test_an_interrupted_run_with_a_scaler_comes_to_the_same_weights(
 ) -> None:
     options = ("--epochs", "30", "--no-twin", "--device", DEVICE, *MEANS["all"])
     undisturbed = train(*options)
-    process = subprocess.Popen(
-        [*COMMAND, *options, "--checkpoint-seconds", "0"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    while "epoch  11" not in process.stdout.readline():
-        assert process.poll() is None
+    command = [*COMMAND, *options, "--checkpoint-seconds", "0"]
+    process = start_until("epoch  11", command, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     (unfinished,) = (tmp_path / "runs").iterdir()

@@ -7,9 +7,10 @@ as a new process, without the wait. Tests that watch or kill a process start `CO
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -43,6 +44,21 @@ class FinishedRun:
     def summary(self) -> dict[str, Any]:
         """The content of its summary.json."""
         return json.loads((self.folder / "summary.json").read_text())
+
+
+def start_until(text: str, command: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
+    """Start a command and return its process as soon as it has printed a line with `text`.
+
+    Raises:
+        RuntimeError: if it ends before.
+
+    """
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while text not in process.stdout.readline():
+        if process.poll() is not None:
+            raise RuntimeError(f"{command[-1]} ended with {process.returncode} before {text!r}")
+    return process
 
 
 class Train(Protocol):
