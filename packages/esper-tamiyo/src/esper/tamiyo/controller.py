@@ -52,6 +52,7 @@ from esper.tamiyo.policies import (
 )
 from esper.tamiyo.runtime import Runtime, embedded_runtime
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
+from esper.tamiyo.warmup import WARM_UP, Rise, Warmup
 
 _log = get_logger(__name__)
 
@@ -86,6 +87,7 @@ class Tamiyo:
             comes from `esper.kasmina.load(model, resume)` instead of `wrap`.
         on_forged: told of each kernel how many are done and how many there will be: wide layers take
             minutes.
+        warm_up: over which share of the epochs all learning rates rise anew after each graft; 0: never.
 
     Raises:
         ConfigError: if `bed` is no seed bed, has a controller already, or `optimizer` is none.
@@ -108,6 +110,7 @@ class Tamiyo:
         log: EventLog | None = None,
         resume: Path | str | None = None,
         on_forged: OnForged | None = None,
+        warm_up: float = WARM_UP,
     ) -> None:
         _check_arguments(bed, optimizer)
         self.bed = bed
@@ -125,9 +128,13 @@ class Tamiyo:
         self._before: dict[tuple[int, int], EpochFigures] = {}
         self._evidence: dict[tuple[int, int], Evidence] = {}
         self._copy_of: dict[tuple[int, int], tuple[int, int]] = {}
+        self._risen: dict[tuple[int, int], Rise | None] = {}
+        """How far an earlier warm-up had got when a seed was grafted."""
+        self._warmup = Warmup(optimizer, share_of_run=warm_up, epochs=epochs)
         self._begun = time.monotonic()
         self._is_open = True
         self._closing = ExitStack()
+        self._closing.callback(self._warmup.close)
         self._runtime = runtime or self._closing.enter_context(embedded_runtime(self._closing))
         try:
             self._crucible = self._runtime.public_key
@@ -184,7 +191,8 @@ class Tamiyo:
             public_key=self._crucible.hex(),
             kernels=tuple(self.kernels),
             history=remembering.epochs(self._history),
-            seeds=remembering.open_seeds(self._before, self._evidence, self._copy_of),
+            seeds=remembering.open_seeds(self._before, self._evidence, self._copy_of, self._risen),
+            warmup=self._warmup.state_dict(),
             events=tuple(self.events),
             field_reports=tuple(self.field_reports),
         )
@@ -203,6 +211,9 @@ class Tamiyo:
         self._before = {s.seed_id: s.before.figures() for s in memory.seeds if s.before is not None}
         self._evidence = remembering.evidence_of(memory.seeds)
         self._copy_of = {s.seed_id: s.copy_of for s in memory.seeds if s.copy_of is not None}
+        self._risen = {s.seed_id: s.rise() for s in memory.seeds if s.before is not None}
+        if memory.warmup is not None:
+            self._warmup.load_state_dict(memory.warmup)
         self._begun = time.monotonic() - memory.seconds
 
     def end_epoch(
@@ -249,6 +260,7 @@ class Tamiyo:
         )
         self._decisions = []
         first_event = len(self.events)
+        self._warmup.end_epoch()
         self.bed.end_epoch(self.epoch, with_health=False)
         self._obey_others()
         for seed in self.bed.seeds():
@@ -431,15 +443,19 @@ class Tamiyo:
         self._record("transition", event)
         if event.to_state is _S.GRAFTING:
             self._before[event.seed_id] = self._history[-1]
+            self._risen[event.seed_id] = self._warmup.rise
+            self._warmup.begin()
         if event.to_state in _OUTCOMES:
             self._report_outcome(event, before)
 
     def _report_outcome(self, event: SeedEvent, seed: SeedStatus) -> None:
         before = self._before.pop(event.seed_id, None)
         evidence = self._evidence.pop(event.seed_id, None)
+        risen = self._risen.pop(event.seed_id, None)
         if event.to_state is not _S.FOSSILIZED and before is not None:
             # The host is again what it was then; what came later did not happen to it.
             self._history = [f for f in self._history if f.epoch <= before.epoch]
+            self._warmup.rise = risen
         report = field_report(
             self._runtime.run_id,
             len(self.field_reports),

@@ -24,6 +24,7 @@ from esper.contracts import (
 from esper.contracts.registry import saved_beds
 from esper.tamiyo.policies import EpochFigures
 from esper.tamiyo.verdict import Evidence, Figures
+from esper.tamiyo.warmup import Rise
 
 FILE = "controller.json"
 FORMAT_VERSION = 1
@@ -70,6 +71,12 @@ class OpenSeed(Contract):
     without_block: KnownFigures | None = None
     evidence_before: KnownFigures | None = None
     copy_of: SeedId | None = None
+    risen: dict[str, Any] | None = None
+    """How far an earlier warm-up had got when it was grafted."""
+
+    def rise(self) -> Rise | None:
+        """Return `risen` as the warm-up takes it."""
+        return None if self.risen is None else Rise(**self.risen)
 
 
 class Memory(Contract):
@@ -87,12 +94,15 @@ class Memory(Contract):
     seeds: tuple[OpenSeed, ...]
     events: tuple[SeedEvent, ...]
     field_reports: tuple[FieldReport, ...]
+    warmup: dict[str, Any] | None = None
+    """State of the warm-up; None in checkpoints from before there was one."""
 
 
 def open_seeds(
     before: dict[tuple[int, int], EpochFigures],
     evidence: dict[tuple[int, int], Evidence],
     copy_of: dict[tuple[int, int], tuple[int, int]],
+    risen: dict[tuple[int, int], Rise | None],
 ) -> tuple[OpenSeed, ...]:
     """Return what a controller knows of each seed."""
     found: list[OpenSeed] = []
@@ -106,6 +116,7 @@ def open_seeds(
                 without_block=_known(known and known.without_block),
                 evidence_before=_known(known and known.before),
                 copy_of=copy_of.get(seed_id),
+                risen=asdict(rise) if (rise := risen.get(seed_id)) is not None else None,
             )
         )
     return tuple(found)
