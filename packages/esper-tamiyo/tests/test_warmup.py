@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from esper.contracts import ConfigError
 from esper.tamiyo.warmup import Warmup
 
@@ -19,9 +20,9 @@ def optimizer_of(rates: tuple[float, ...]) -> torch.optim.Optimizer:
 def moved_by_step(optimizer: torch.optim.Optimizer) -> list[float]:
     """Return how far one step moves each parameter."""
     parameters = [group["params"][0] for group in optimizer.param_groups]
-    before = [float(p) for p in parameters]
+    before = [p.item() for p in parameters]
     optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-    return [b - float(p) for b, p in zip(before, parameters, strict=True)]
+    return [b - p.item() for b, p in zip(before, parameters, strict=True)]
 
 
 def epoch(warmup: Warmup, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
@@ -60,7 +61,7 @@ def test_an_epoch_with_fewer_steps_than_the_last_one_does_not_hold_the_rise_up()
     warmup = Warmup(optimizer, share_of_run=1.0, epochs=3)
     epoch(warmup, optimizer, 10)
     warmup.begin()
-    assert epoch(warmup, optimizer, 2) == pytest.approx([1 / 30, 2 / 30])
+    assert epoch(warmup, optimizer, 2) == pytest.approx([1 / 30, 2 / 30], abs=1e-5)
     assert epoch(warmup, optimizer, 2) == pytest.approx([1 / 2, 2 / 3], abs=1e-5)
     assert epoch(warmup, optimizer, 4) == pytest.approx([5 / 6, 1.0, 1.0, 1.0], abs=1e-5)
     assert warmup.rise is None
