@@ -60,6 +60,7 @@ def test_the_readme_snippet_runs_as_printed(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # also when Python ends with the controller still open
     assert "germinate" in done.stdout
     assert {"model.safetensors", "lineage.json"} <= {
         path.name for path in (tmp_path / "grown").iterdir()

@@ -4,6 +4,7 @@ A user or the built-in library writes a `BlueprintIR` (JSON); Urza files it as a
 hash of its content; Tezzeret builds kernels from it. Nothing here imports torch.
 """
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -36,6 +37,11 @@ class OperatorNode(Contract):
     op: str
     inputs: tuple[str, ...]
     params: dict[str, Parameter] = Field(default_factory=dict)
+    like: str | None = Field(default=None, exclude_if=lambda like: like is None)
+    """An earlier node of the same operator and parameters whose weights it is born with: a branch that is
+    subtracted from its like is the identity at birth, and every weight has a gradient from the first step
+    on, as none before a layer of zeros has (Chizat et al. 2019, "On Lazy Training in Differentiable
+    Programming", section 1.1). Left out of JSON where there is none."""
 
     @model_validator(mode="after")
     def _check_operator(self) -> Self:
@@ -75,7 +81,8 @@ class BlueprintIR(Contract):
 
     Nodes are in order of evaluation; the last one is the output. The graft adds it to the host's
     features as `h + alpha * f(h)`, that of a widening as `h + alpha * f(x)`. A block is the identity at
-    birth when its last layer has `init="zeros"`; the crucible measures that and rejects others.
+    birth when its last layer has `init="zeros"`, or when it is the difference of two branches that are born
+    alike (`OperatorNode.like`); the crucible measures that and rejects others.
     """
 
     ir_version: Literal[1] = 1
@@ -90,6 +97,7 @@ class BlueprintIR(Contract):
     @model_validator(mode="after")
     def _check_graph(self) -> Self:
         seen = {INPUT}
+        earlier: dict[str, OperatorNode] = {}
         for node in self.nodes:
             if node.name in seen:
                 raise ValueError(
@@ -107,12 +115,25 @@ class BlueprintIR(Contract):
                     f"node {node.name!r}: {node.op} does not work on {self.kind.value} sites; "
                     f"allowed there: {', '.join(allowed)}"
                 )
+            if node.like is not None:
+                _check_like(node, earlier)
             seen.add(node.name)
+            earlier[node.name] = node
         return self
 
     def fits(self, site: KernelSignature) -> bool:
         """Tell whether blocks of this design are for sites of the signature `site`."""
         return self.kind in site.kind.takes and self.widens == (site.inputs is not None)
+
+    @property
+    def num_hidden(self) -> int:
+        """Layers of hidden units on the longest way from input to output: layers with a size but the last."""
+        layers = {INPUT: 0}
+        for node in self.nodes:
+            spec = OPERATORS.get(node.op)
+            is_sized = spec is not None and bool(spec.sizes)
+            layers[node.name] = max(layers[name] for name in node.inputs) + is_sized
+        return max(0, layers[self.nodes[-1].name] - 1)
 
     @property
     def unknown_operators(self) -> tuple[str, ...]:
@@ -126,6 +147,20 @@ class BlueprintIR(Contract):
         code behind them: whoever registers another implementation must give it another version.
         """
         return sha256_hex(canonical_json(self))
+
+
+def _check_like(node: OperatorNode, earlier: Mapping[str, OperatorNode]) -> None:
+    other = earlier.get(node.like or "")
+    if other is None:
+        raise ValueError(
+            f"node {node.name!r} is to be born like {node.like!r}; expected an earlier node, one of "
+            f"{sorted(earlier)}"
+        )
+    if (other.op, other.params) != (node.op, node.params):
+        raise ValueError(
+            f"node {node.name!r} is to be born like {node.like!r}, which is another layer: "
+            f"{other.op} {other.params}, not {node.op} {node.params}"
+        )
 
 
 class Blueprint(Contract):

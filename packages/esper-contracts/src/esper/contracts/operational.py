@@ -9,8 +9,12 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from esper.contracts.base import Contract, SeedId, Sha256, UtcDatetime, new_id, utc_now
+from esper.contracts.blueprints import BlueprintIR
 from esper.contracts.enums import Action, SeedState
 from esper.contracts.kernels import KernelSignature
+
+DEEPEST_PATH = 3
+"""Layers of hidden units in the deepest built-in designs of paths."""
 
 
 class Site(Contract):
@@ -31,11 +35,29 @@ class Site(Contract):
     widens: str | None = None
     """For a place of new units: the layer that they are beside, which alone feeds the layer `name`. Their
     blocks read what the layer `widens` is given, and add to what the layer `name` gives."""
+    spans: int = Field(default=1, ge=1, exclude_if=lambda spans: spans == 1)
+    """For a place of new units: how many layers in a row become wider together, from `widens` to the one
+    before `name`. With more than one the block is a path of its own past all of them."""
 
     @property
     def label(self) -> str:
-        """What the place is called where people read it: `fc2`, or `fc1 wider, into fc2`."""
-        return self.name if self.widens is None else f"{self.widens} wider, into {self.name}"
+        """What people read: `fc2`, `fc1 wider, into fc2`, or `path past 3 layers from fc1, into fc4`."""
+        if self.widens is None:
+            return self.name
+        if self.spans == 1:
+            return f"{self.widens} wider, into {self.name}"
+        return f"path past {self.spans} layers from {self.widens}, into {self.name}"
+
+    def suits(self, ir: BlueprintIR) -> bool:
+        """Tell whether blocks of a design belong here; beside n layers, those with n layers of hidden units.
+
+        `DEEPEST_PATH` of them stand for any more.
+        """
+        if not ir.fits(self.signature):
+            return False
+        if self.widens is None:
+            return True
+        return max(1, min(ir.num_hidden, DEEPEST_PATH)) == min(self.spans, DEEPEST_PATH)
 
     @property
     def num_places(self) -> int:

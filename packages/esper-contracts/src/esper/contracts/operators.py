@@ -73,6 +73,7 @@ _SPECS: dict[str, OperatorSpec] = {
     "sigmoid": OperatorSpec(arity=1, kinds=_ALL),
     "tanh": OperatorSpec(arity=1, kinds=_ALL),
     "add": OperatorSpec(arity=2, kinds=_ALL),
+    "subtract": OperatorSpec(arity=2, kinds=_ALL),
     "multiply": OperatorSpec(arity=2, kinds=_ALL),
 }
 
@@ -89,7 +90,8 @@ OPERATORS: Mapping[str, OperatorSpec] = MappingProxyType(_SPECS)
   the tokens. The `causal_` ones see only the token itself and earlier ones, and no other operator
   that mixes tokens works on `CAUSAL_SEQUENCE`, so a design of that kind can only be causal. There are
   no masks: tokens that only pad a sequence are tokens like the others.
-- `multiply` and `add` take two values that broadcast against each other.
+- `multiply`, `add` and `subtract` (the first less the second) take two values that broadcast against
+  each other.
 
 No operator draws random numbers, and none lets one row of a batch see another.
 """

@@ -57,4 +57,7 @@ def repeat(ir: BlueprintIR, times: int) -> BlueprintIR:
 def _renamed(node: OperatorNode, prefix: str, before: str) -> OperatorNode:
     """Return the node for one of the blocks, whose input is the value `before`."""
     inputs = tuple(before if name == INPUT else prefix + name for name in node.inputs)
-    return OperatorNode(name=prefix + node.name, op=node.op, inputs=inputs, params=node.params)
+    like = None if node.like is None else prefix + node.like
+    return OperatorNode(
+        name=prefix + node.name, op=node.op, inputs=inputs, params=node.params, like=like
+    )

@@ -27,7 +27,10 @@ def in_thread[T](work: Callable[[], T], *, name: str) -> Future[T]:
         else:
             future.set_result(result)
 
-    Thread(target=run, name=name, daemon=True).start()
+    try:
+        Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError:
+        run()  # Python is ending and starts no threads any more; what is left to do is done here
     return future
 
 

@@ -84,9 +84,9 @@ class Bed:
     @property
     def blueprints(self) -> Sequence[BlueprintIR]:
         """The built-in designs and the user's own that fit at least one of the sites."""
-        signatures = {site.signature.key: site.signature for site in self.sites}.values()
+        kinds_of_place = {(site.signature.key, site.spans): site for site in self.sites}.values()
         designs = (*builtin_blueprints(), *self._own_blueprints)
-        return tuple(ir for ir in designs if any(ir.fits(each) for each in signatures))
+        return tuple(ir for ir in designs if any(site.suits(ir) for site in kinds_of_place))
 
     @property
     def step(self) -> int:

@@ -80,9 +80,10 @@ def _align(
         ours[name] = _copy(theirs, layer, trains) if own is None else own
     if list(found.items()) != list(ours.items()):
         hook = hook_on(layer)
-        wider = next((graft.span for graft in wanted.values() if graft.span.widens), None)
-        if hook.source is None and wider is not None and wider.widens is not None:
-            hook.source = Source(root.get_submodule(wider.widens), wider.kind, wider.num_read)
+        for span in (graft.span for graft in wanted.values()):
+            if span.widens is not None and span.widens not in hook.sources:
+                beside = root.get_submodule(span.widens)
+                hook.sources[span.widens] = Source(beside, span.kind, span.num_read)
         for name, graft in found.items():
             grafts.remove(layer, hook, name, graft)
         for name, graft in ours.items():

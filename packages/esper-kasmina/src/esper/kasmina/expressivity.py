@@ -29,6 +29,22 @@ PAST_ROWS_FOR_GAIN = 32
 """The same where a gain is asked for: a small part of the gap, which few rows could not tell from chance."""
 
 
+NUM_TRIAL_UNITS = 32
+"""Random units beside the linear functions. More of them are more that chance could follow."""
+
+
+def trial_units(num_read: int) -> Tensor:
+    """Return the weights `(num_read, NUM_TRIAL_UNITS)` of rectified units that new ones are tried as.
+
+    What new units read may say next to nothing in linear functions, as a single channel does of what an
+    image shows, while units of it say a lot: random features (Rahimi & Recht 2007) stand for what they
+    could become. Without a bias their scale does not matter. The same at every call.
+    """
+    generator = torch.Generator().manual_seed(num_read)
+    shape = (num_read, NUM_TRIAL_UNITS)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) / num_read**0.5
+
+
 @dataclass(frozen=True)
 class _Sums:
     """Sums over rows; all float64."""
@@ -103,6 +119,8 @@ class ExpressivityGap:
 
     def measure(self, num_beside: int = 0) -> tuple[float | None, float | None]:
         """Return `value`, and how much of it linear functions of the last `num_beside` inputs can follow.
+
+        Those are what new units would read, and `trial_units` of it.
 
         The second is the expressivity gain of new units that read these inputs, to first order and with as
         many units as they can use (Verbockhaven et al. 2024): the squared norm of `S^(-1/2) N`, where `N` is

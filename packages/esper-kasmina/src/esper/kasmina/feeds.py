@@ -36,6 +36,8 @@ class Feed:
     """The layer that would become wider; new units read what it is given."""
     num_read: int
     """Features or channels of that, as new units read them; see `source.fitted_width`."""
+    spans: int = 1
+    """How many layers would become wider together, from `wide` on."""
 
 
 @dataclass(kw_only=True)
@@ -51,10 +53,19 @@ class _Seen:
     """Its output as the following layers see it."""
 
 
-def feeds(
-    model: nn.Module, layers: Mapping[str, nn.Module], example: Example
-) -> dict[str, Feed | str]:
-    """Return, for each linear layer and convolution among `layers`, its feed, or why it has none.
+@dataclass(frozen=True, kw_only=True)
+class Feeds:
+    """All that was found in one host."""
+
+    pairs: Mapping[str, Feed | str]
+    """For each linear layer and convolution, its feed, or why it has none."""
+    paths: Mapping[str, Feed]
+    """For each layer at the end of three or more in a row, each fed by the one before alone, what a path past
+    all of them would read: what the first of them is given."""
+
+
+def feeds(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> Feeds:
+    """Return where the layers of a host could become wider.
 
     Raises:
         HostError: if a copy of the model, whose layers' outputs are cut off from their past, does not run.
@@ -74,11 +85,35 @@ def feeds(
         ) from error
     finally:
         streams.restore()
-    return {
+    pairs = {
         name: _judge(name, layers, seen)
         for name, layer in layers.items()
         if isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
     }
+    return Feeds(pairs=pairs, paths=_paths(pairs, layers, seen))
+
+
+def _paths(
+    pairs: Mapping[str, Feed | str], layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
+) -> dict[str, Feed]:
+    """Return, for each layer at the end of a row, what a path past the whole row would read."""
+    found: dict[str, Feed] = {}
+    feeders = {feed.wide for feed in pairs.values() if isinstance(feed, Feed)}
+    for end in (name for name in pairs if name not in feeders):
+        first, spans = end, 0
+        while isinstance(feed := pairs.get(first), Feed):
+            first, spans = feed.wide, spans + 1
+        given, h = seen[first].given, seen[end].leaf
+        if spans > 1 and given is not None and h is not None:
+            width = _width_read(layers[end], given, h)
+            found[end] = Feed(wide=first, num_read=width, spans=spans)
+    return found
+
+
+def _width_read(layer: nn.Module, given: Tensor, h: Tensor) -> int:
+    """Return how many features new units read of what is `given`, at each place of what `layer` gives."""
+    is_convolution = isinstance(layer, _CONVOLUTIONS)
+    return fitted_width(given.shape, h.shape) if is_convolution else given.shape[-1]
 
 
 def _is_cut(layer: nn.Module) -> bool:
@@ -156,11 +191,9 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
         return f"is fed by {wide} through something that mixes rows or positions, as attention does"
     if before.given.shape[:1] != record.leaf.shape[:1] or before.given.dim() != record.leaf.dim():
         return f"is fed by {wide}, which is given {tuple(before.given.shape)} for {tuple(record.leaf.shape)}"
-    if not isinstance(layer, _CONVOLUTIONS):
-        return Feed(wide=wide, num_read=before.given.shape[-1])
-    if before.given.dim() != layer.weight.dim():
+    if isinstance(layer, _CONVOLUTIONS) and before.given.dim() != layer.weight.dim():
         return f"is fed by {wide}, which is given no batch; plan with one"
-    return Feed(wide=wide, num_read=fitted_width(before.given.shape, record.leaf.shape))
+    return Feed(wide=wide, num_read=_width_read(layer, before.given, record.leaf))
 
 
 def _call_problem(record: _Seen) -> str:

@@ -8,7 +8,7 @@ Shapes: `h` the features at a site, `(…, D)` or `(B, D, …)`.
 """
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, cast
 from weakref import WeakSet
@@ -31,8 +31,11 @@ CHILD = "esper_seed"
 WIDER = f"{CHILD}_wider"
 """The name under the layer that new units of an earlier layer add to."""
 
-_IN_GRAFT = re.compile(rf"(^|\.)({WIDER}|{CHILD})(_\d+)?(\.|$)")
-_ALPHA = re.compile(rf"(^|.*\.)({WIDER}|{CHILD})(_\d+)?\.alpha")
+PATH = f"{CHILD}_path"
+"""The name under the layer that a path past several layers adds to."""
+
+_IN_GRAFT = re.compile(rf"(^|\.)({WIDER}|{PATH}|{CHILD})(_\d+)?(\.|$)")
+_ALPHA = re.compile(rf"(^|.*\.)({WIDER}|{PATH}|{CHILD})(_\d+)?\.alpha")
 
 _WATCHED: WeakSet[nn.Module] = WeakSet()
 """Every layer that belongs to a bed; copies of one do not."""
@@ -40,7 +43,7 @@ _WATCHED: WeakSet[nn.Module] = WeakSet()
 
 def child_name(seed_idx: int, site: Site) -> str:
     """Return the name of a seed's graft under its layer; several seeds are numbered."""
-    name = CHILD if site.widens is None else WIDER
+    name = CHILD if site.widens is None else WIDER if site.spans == 1 else PATH
     return name if site.num_places == 1 else f"{name}_{seed_idx}"
 
 
@@ -122,10 +125,15 @@ class Graft(nn.Module):
 class Watcher(Protocol):
     """A seed as its site's hook knows it."""
 
+    @property
+    def span(self) -> Span:
+        """The part of the features that it sees."""
+        ...
+
     def look(self, h: Tensor, inputs: Tensor | None, x: Tensor | None) -> None:
         """See the site's features, and what its layer made them from, on a sampled forward.
 
-        `x` is what new units of an earlier layer would read; None where nothing could be wider.
+        `x` is what new units of an earlier layer would read; None for a seed that is not for such.
         """
         ...
 
@@ -138,10 +146,14 @@ class SiteHook:
     """
 
     def __init__(
-        self, layer: nn.Module, watchers: Sequence[Watcher] = (), source: Source | None = None
+        self,
+        layer: nn.Module,
+        watchers: Sequence[Watcher] = (),
+        sources: Mapping[str, Source] | None = None,
     ) -> None:
         self._layer_type = type(layer)
-        self.source = source
+        self.sources: dict[str, Source] = dict(sources or {})
+        """Where new units read, by the name of the layer that they are beside."""
         self.adapter: Adapter = adapter_of(self._layer_type)
         self.grafts: tuple[Graft, ...] = ()
         self.taps: tuple[Tap, ...] = ()
@@ -152,7 +164,7 @@ class SiteHook:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Show the features to whoever asked, apply the grafts; None leaves the output as it is."""
-        given = None if self.source is None else self.source.take()
+        given = {name: source.take() for name, source in self.sources.items()}
         # In this order: a compiled graph must not depend on which steps are sampled.
         compiling = torch.compiler.is_compiling()
         sampling = not compiling and self.sampling
@@ -166,21 +178,23 @@ class SiteHook:
             return None
         for part in self._parts:
             if part.enabled if isinstance(part, Graft) else learning:
-                h = part(h) if part.span.widens is None else part(h, self._read(given, h))
+                beside = part.span.widens
+                h = part(h) if beside is None else part(h, self._read(beside, given, h))
         if sampling and learning:
             # Once per sampled step, however often the layer is called in it.
             self.sampling = False
             inputs = args[0] if args and isinstance(args[0], Tensor) else None
             for watcher in self._watchers:
                 with unnoticed(self._layer_type.__name__):
-                    watcher.look(h, inputs, None if given is None else self._read(given, h))
+                    beside = watcher.span.widens
+                    read = None if beside is None else self._read(beside, given, h)
+                    watcher.look(h, inputs, read)
         # Also when nothing changed: who watches the gradient watches this very tensor.
         return self.adapter.put(layer, output, h)
 
-    def _read(self, given: Tensor | None, h: Tensor) -> Tensor:
+    def _read(self, beside: str, given: Mapping[str, Tensor | None], h: Tensor) -> Tensor:
         """Return what new units of an earlier layer read."""
-        assert self.source is not None
-        return self.source.fitted(given, h)
+        return self.sources[beside].fitted(given[beside], h)
 
     def _features(self, layer: nn.Module, output: Any, *, careful: bool) -> Tensor | None:
         """Return what seeds see; None if they only watch, and there is nothing that they can see."""
@@ -195,7 +209,7 @@ class SiteHook:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_layer_type": self._layer_type, "grafts": self.grafts, "source": self.source}
+        return {"_layer_type": self._layer_type, "grafts": self.grafts, "sources": self.sources}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, taps=(), sampling=False, _watchers=(), _handle=None)
@@ -222,9 +236,11 @@ class SiteHook:
         elif not self.is_needed and self._handle is not None:
             self._handle.remove()
             self._handle = None
-        if self.source is not None:
-            widening = any(part.span.widens is not None for part in self._parts)
-            self.source.settle(needed=widening or self.sampling)
+        beside = {part.span.widens for part in self._parts}
+        if self.sampling:
+            beside |= {watcher.span.widens for watcher in self._watchers}
+        for name, source in self.sources.items():
+            source.settle(needed=name in beside)
 
     def _arrange(self) -> None:
         """Let new units add to the layer's own first, then higher slots act before lower ones.
@@ -245,8 +261,8 @@ def claim(layer: nn.Module) -> None:
             handle = RemovableHandle(hooks)
             handle.id = key
             handle.remove()
-            if hook.source is not None:
-                hook.source.settle(needed=False)
+            for source in hook.sources.values():
+                source.settle(needed=False)
 
 
 def hook_on(layer: nn.Module) -> SiteHook:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import SiteKind
-from esper.kasmina.expressivity import ExpressivityGap
+from esper.kasmina.expressivity import NUM_TRIAL_UNITS, ExpressivityGap, trial_units
 from esper.kasmina.rows import (
     NUM_VARIANTS,
     ROWS_PER_SAMPLE,
@@ -88,13 +88,16 @@ class HealthSampler:
         "_reach",
         "_rows",
         "_samples",
+        "_units",
     )
 
     def __init__(self, kind: SiteKind, layer: nn.Module, num_read: int = 0) -> None:
         """`num_read` are the features that new units of the layer before would read; 0 elsewhere."""
         self._kind = kind
         self._reach = reach_of(kind, num_read)
-        self._num_beside = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
+        width = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
+        self._units = trial_units(width) if width else None
+        self._num_beside = width + NUM_TRIAL_UNITS if width else 0
         self._layer = layer
         self._num_samples = 0
         self._samples: list[_Sample] = []
@@ -201,12 +204,14 @@ class HealthSampler:
             self._gap.add(torch.cat(inputs), torch.cat(wanted))
 
     def _regressors(self, sample: _Sample) -> Tensor | None:
-        """Return the layer's inputs `(R, G, C)`, then what new units before it would read."""
-        if not self._num_beside or sample.inputs is None:
+        """Return the layer's inputs `(R, G, C)`, then what new units before it would read and could be."""
+        if self._units is None or sample.inputs is None:
             return sample.inputs
         if sample.beside is None:
             return None
-        return torch.cat([sample.inputs, sample.beside.unsqueeze(1)], dim=2)
+        read = sample.beside
+        units = torch.relu(read @ self._units.to(read))  # (R, U)
+        return torch.cat([sample.inputs, torch.cat([read, units], dim=1).unsqueeze(1)], dim=2)
 
 
 @dataclass(frozen=True, kw_only=True)

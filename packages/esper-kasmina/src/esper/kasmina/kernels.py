@@ -175,7 +175,7 @@ def build_block(ir: BlueprintIR, signature: KernelSignature, *, device: str | No
 
 
 def initialise_block(block: Block, generator: torch.Generator) -> None:
-    """Set every weight in place: Kaiming-uniform, zeros where the design says so, norms 1 and 0.
+    """Set every weight in place: Kaiming-uniform, norms 1 and 0; zeros or as another's where the design says.
 
     Draws float32 on the CPU from `generator` only, so equal generators give equal weights on every
     device. The bound is `sqrt(3 / fan_in)` for weights (He et al. 2015 with gain 1, as hidden
@@ -186,8 +186,13 @@ def initialise_block(block: Block, generator: torch.Generator) -> None:
 
     """
     with torch.no_grad():
+        likes = {node.name: node.like for node in block.ir.nodes if node.like is not None}
         for name, context in block.contexts.items():
-            initialise_layer(block.get_submodule(f"node_{name}"), generator, context)
+            layer = block.get_submodule(f"node_{name}")
+            if name in likes:
+                layer.load_state_dict(block.get_submodule(f"node_{likes[name]}").state_dict())
+            else:
+                initialise_layer(layer, generator, context)
 
 
 def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:

@@ -38,6 +38,7 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "add": torch.add,
     "multiply": torch.mul,
+    "subtract": torch.sub,
 }
 """Operators without weights; the others are modules made by `make_layer`."""
 

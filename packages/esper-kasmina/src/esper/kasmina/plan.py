@@ -11,7 +11,7 @@ from torch import nn
 
 from esper.contracts import HostError, KernelSignature, Site, SiteKind
 from esper.kasmina.adapters import adapter_of
-from esper.kasmina.feeds import Feed, feeds
+from esper.kasmina.feeds import Feed, Feeds, feeds
 from esper.kasmina.graft import is_graft_name, is_watched
 from esper.kasmina.probe import Example, Sighting, probe
 from esper.kasmina.refusals import Refusals, refuse_host
@@ -76,8 +76,8 @@ def plan(
         causal: whether tokens may only look back at sequence sites. By default an example decides;
             without one they may not look ahead.
         widen: whether there are also places for new units beside those of a layer, wherever one linear
-            layer or convolution is fed by another alone. Only an example can tell, so it is needed; the
-            plan's `refused` says why elsewhere there is none.
+            layer or convolution is fed by another alone, and for paths past all layers of such a row. Only
+            an example can tell, so it is needed; the plan's `refused` says why elsewhere there is none.
 
     """
     if any(is_watched(module) for module in model.modules()):
@@ -153,7 +153,7 @@ class _Survey:
         causal: bool | None,
     ) -> None:
         self.sightings: Mapping[str, Sighting] = {}
-        self.feeds: Mapping[str, Feed | str] = {}
+        self.feeds = Feeds(pairs={}, paths={})
         self._model = model
         self._layers = layers
         self._chunks = chunks
@@ -167,7 +167,7 @@ class _Survey:
         try:
             self.feeds = feeds(self._model, self._layers, example)
         except HostError as error:
-            self.feeds = {"the output": str(error)}
+            self.feeds = Feeds(pairs={"the output": str(error)}, paths={})
 
     def judge(self, named: Mapping[str, list[str]], *, by_default: bool) -> Plan:
         """Return the plan for what each target named."""
@@ -190,11 +190,11 @@ class _Survey:
         depth = {"depth": self._depth} if self._depth > 1 else {}
         chunks = {"num_seeds": self._chunks} if self._chunks > 1 else {}
         places = [(name, {"signature": verdicts[name], **chunks}, name) for name in usable] + [
-            (name, {"signature": signature, "widens": wide}, wide)
-            for name, (wide, signature) in wider.items()
+            (name, {"signature": signature, "widens": feed.wide, "spans": feed.spans}, feed.wide)
+            for name, feed, signature in wider
         ]
         order = {name: index for index, name in enumerate(self._layers)}
-        places.sort(key=lambda place: (order[place[2]], "widens" in place[1]))
+        places.sort(key=lambda place: (order[place[2]], place[1].get("spans", 0)))
         return Plan(
             sites=tuple(
                 Site.model_validate(
@@ -220,11 +220,11 @@ class _Survey:
 
     def _wider(
         self, names: Set[str]
-    ) -> tuple[dict[str, tuple[str, KernelSignature]], dict[str, str]]:
-        """Return, by the layer that they add to, the places of new units; and where there are none, why."""
-        found: dict[str, tuple[str, KernelSignature]] = {}
+    ) -> tuple[list[tuple[str, Feed, KernelSignature]], dict[str, str]]:
+        """Return the places of new units, with the layers that they add to; and where there are none, why."""
+        found: list[tuple[str, Feed, KernelSignature]] = []
         refused: dict[str, str] = {}
-        for name, feed in self.feeds.items():
+        for name, feed in (*self.feeds.pairs.items(), *self.feeds.paths.items()):
             if isinstance(feed, str):
                 refused[name] = feed
                 continue
@@ -237,7 +237,7 @@ class _Survey:
                 continue
             kind, width = shape
             alone = self._shared_signature(kind, width, self._layers[name], None)
-            found[name] = feed.wide, alone.model_copy(update={"inputs": feed.num_read})
+            found.append((name, feed, alone.model_copy(update={"inputs": feed.num_read})))
         return found, refused
 
     def unmatched(self, named: Mapping[str, list[str]]) -> list[str]:

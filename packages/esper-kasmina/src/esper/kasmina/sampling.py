@@ -128,8 +128,13 @@ class Sampling:
 
 
 def _hook(layer: nn.Module, seeds: Sequence[Seed]) -> SiteHook:
-    """Return a hook for all seeds of `layer`, with those that make an earlier layer wider."""
-    wider = next((seed for seed in seeds if seed.beside is not None), None)
-    if wider is None or wider.beside is None:
-        return SiteHook(layer, seeds)
-    return SiteHook(layer, seeds, Source(wider.beside, wider.span.kind, wider.span.num_read))
+    """Return a hook for all seeds of `layer`, with those that make earlier layers wider.
+
+    A path past several layers is not looked at: each of its layers is.
+    """
+    sources = {
+        seed.span.widens: Source(seed.beside, seed.span.kind, seed.span.num_read)
+        for seed in seeds
+        if seed.beside is not None and seed.span.widens is not None
+    }
+    return SiteHook(layer, [seed for seed in seeds if seed.site.spans == 1], sources)

@@ -131,6 +131,7 @@ class Tamiyo:
         self._risen: dict[tuple[int, int], Rise | None] = {}
         """How far an earlier warm-up had got when a seed was grafted."""
         self._warmup = Warmup(optimizer, share_of_run=warm_up, epochs=epochs)
+        self._designs = {ir.content_hash(): ir for ir in bed.blueprints}
         self._begun = time.monotonic()
         self._is_open = True
         self._closing = ExitStack()
@@ -391,6 +392,7 @@ class Tamiyo:
             outcomes=tuple(self.field_reports),
             num_parameters=self.bed.num_parameters(),
             seconds=time.monotonic() - self._begun,
+            designs=self._designs,
         )
 
     def _decide(

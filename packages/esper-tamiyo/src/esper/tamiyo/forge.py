@@ -54,11 +54,11 @@ def forge_kernels(
 
 
 def _signatures(bed: SeedBed, ir: BlueprintIR) -> dict[str, KernelSignature]:
-    """Return, by key, what kernels of `ir` are built for: every site that they fit."""
+    """Return, by key, what kernels of `ir` are built for: every site that they suit."""
     found = (
         site.signature.model_copy(update={"kind": ir.kind})
         for site in bed.sites
-        if ir.fits(site.signature)
+        if site.suits(ir)
     )
     return {signature.key: signature for signature in found}
 

@@ -118,15 +118,15 @@ class Growing(ABC):
         """Score every place that can grow with every kernel that fits it and did not fail there."""
         failed = {(report.seed_id, report.kernel_id) for report in observation.outcomes}
         affordable = [kernel for kernel in observation.kernels if kernel.kernel_id not in refused]
-        fitting: dict[KernelSignature, list[CompiledKernelArtifact]] = {}
+        fitting: dict[tuple[KernelSignature, int], list[CompiledKernelArtifact]] = {}
         kept = _kept(observation) if self.stack else {}
         for seed in next_in_row(observation):
             last = kept.get(observation.row_of(seed))
-            signature = observation.site_of(seed).signature
-            kernels = fitting.get(signature)
+            site = observation.site_of(seed)
+            kernels = fitting.get((site.signature, site.spans))
             if kernels is None:
-                kernels = [each for each in affordable if each.signature.fits(signature)]
-                fitting[signature] = kernels
+                kernels = [each for each in affordable if observation.suits(each, site)]
+                fitting[site.signature, site.spans] = kernels
             scores = self.scores(observation, seed, kernels)
             for kernel, score in zip(kernels, scores, strict=True):
                 if (seed.seed_id, kernel.kernel_id) not in failed:

@@ -4,13 +4,14 @@ The controller builds an `Observation` at the end of each epoch and carries out 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Protocol
 
 from esper.contracts import (
+    BlueprintIR,
     Candidate,
     CompiledKernelArtifact,
     FieldReport,
@@ -50,6 +51,15 @@ class Observation:
     """Trainable parameters that the model has now."""
     seconds: float = 0.0
     """Wall time since the controller was made."""
+    designs: Mapping[str, BlueprintIR] = field(default_factory=dict[str, BlueprintIR])
+    """What kernels were built from, by `blueprint_id`, as far as that is known."""
+
+    def suits(self, kernel: CompiledKernelArtifact, site: Site) -> bool:
+        """Tell whether a kernel belongs at a site: by its signature and, where it is known, its design."""
+        if not kernel.signature.fits(site.signature):
+            return False
+        design = self.designs.get(kernel.blueprint_id)
+        return design is None or site.suits(design)
 
     @cached_property
     def _sites(self) -> dict[int, Site]:
