@@ -52,7 +52,7 @@ from esper.tamiyo.policies import (
 )
 from esper.tamiyo.runtime import Runtime, embedded_runtime
 from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
-from esper.tamiyo.warmup import WARM_UP, Rise, Warmup
+from esper.tamiyo.warmup import WARM_UP_STEPS, Rise, Warmup
 
 _log = get_logger(__name__)
 
@@ -87,7 +87,8 @@ class Tamiyo:
             comes from `esper.kasmina.load(model, resume)` instead of `wrap`.
         on_forged: told of each kernel how many are done and how many there will be: wide layers take
             minutes.
-        warm_up: over which share of the epochs all learning rates rise anew after each graft; 0: never.
+        warm_up_steps: over how many steps all learning rates rise anew after each graft, a tenth of the
+            run at most; 0: never.
 
     Raises:
         ConfigError: if `bed` is no seed bed, has a controller already, or `optimizer` is none.
@@ -110,7 +111,7 @@ class Tamiyo:
         log: EventLog | None = None,
         resume: Path | str | None = None,
         on_forged: OnForged | None = None,
-        warm_up: float = WARM_UP,
+        warm_up_steps: int = WARM_UP_STEPS,
     ) -> None:
         _check_arguments(bed, optimizer)
         self.bed = bed
@@ -130,7 +131,7 @@ class Tamiyo:
         self._copy_of: dict[tuple[int, int], tuple[int, int]] = {}
         self._risen: dict[tuple[int, int], Rise | None] = {}
         """How far an earlier warm-up had got when a seed was grafted."""
-        self._warmup = Warmup(optimizer, share_of_run=warm_up, epochs=epochs)
+        self._warmup = Warmup(optimizer, steps=warm_up_steps, epochs=epochs)
         self._designs = {ir.content_hash(): ir for ir in bed.blueprints}
         self._begun = time.monotonic()
         self._is_open = True
@@ -261,7 +262,6 @@ class Tamiyo:
         )
         self._decisions = []
         first_event = len(self.events)
-        self._warmup.end_epoch()
         self.bed.end_epoch(self.epoch, with_health=False)
         self._obey_others()
         for seed in self.bed.seeds():
@@ -446,7 +446,7 @@ class Tamiyo:
         if event.to_state is _S.GRAFTING:
             self._before[event.seed_id] = self._history[-1]
             self._risen[event.seed_id] = self._warmup.rise
-            self._warmup.begin()
+            self._warmup.begin(self.epoch + 1)
         if event.to_state in _OUTCOMES:
             self._report_outcome(event, before)
 

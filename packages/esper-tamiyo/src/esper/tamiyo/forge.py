@@ -56,9 +56,7 @@ def forge_kernels(
 def _signatures(bed: SeedBed, ir: BlueprintIR) -> dict[str, KernelSignature]:
     """Return, by key, what kernels of `ir` are built for: every site that they suit."""
     found = (
-        site.signature.model_copy(update={"kind": ir.kind})
-        for site in bed.sites
-        if site.suits(ir)
+        site.signature.model_copy(update={"kind": ir.kind}) for site in bed.sites if site.suits(ir)
     )
     return {signature.key: signature for signature in found}
 
