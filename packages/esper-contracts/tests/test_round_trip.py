@@ -140,7 +140,10 @@ def blueprint_irs(draw: st.DrawFn) -> BlueprintIR:
     nodes: list[OperatorNode] = []
     for index, name in enumerate(NAMES[: draw(st.integers(1, len(NAMES)))]):
         readable = st.sampled_from([INPUT, *NAMES[:index]])
-        nodes.append(draw(nodes_of(draw(st.sampled_from(fitting)), name, readable)))
+        node = draw(nodes_of(draw(st.sampled_from(fitting)), name, readable))
+        alike = [n.name for n in nodes if (n.op, n.params, n.like) == (node.op, node.params, None)]
+        like = draw(st.sampled_from([None, *alike]))
+        nodes.append(node.model_copy(update={"like": like}))
     return BlueprintIR(name="block", kind=kind, nodes=tuple(nodes))
 
 
@@ -244,8 +247,8 @@ def test_what_is_read_back_from_json_is_what_was_written(
     assert canonical_json(read) == canonical_json(written)
     left_out = set(model.model_fields) - set(read.model_dump())
     # So that what was signed or logged before there were such fields still has the same bytes.
-    assert left_out <= {"copy_of", "inputs", "widens"}
-    assert not any(getattr(read, name) for name in left_out)
+    assert left_out <= {"batch_samples", "copy_of", "inputs", "like", "spans", "widens"}
+    assert all(getattr(read, name) == model.model_fields[name].default for name in left_out)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -20,7 +20,8 @@ from esper.kasmina import builtin_blueprints, cost_of, probe_shape
 def size_of(size: str, features: int) -> int:
     """What the sizes of the built-in designs mean where as much is read as is added to."""
     sizes = {"D": features, "2*D": 2 * features, "4*D": 4 * features, "max(D, I)": features}
-    if size == "max(1, max(D, I)//2)":
+    sizes["min(4*D, I)"] = features
+    if size in ("max(1, max(D, I)//2)", "max(1, min(4*D, I)//2)"):
         return max(1, features // 2)
     return sizes.get(size, max(1, features // 4))
 

@@ -111,7 +111,38 @@ def test_blocks_and_norms_of_channels_are_recognised(rank: int) -> None:
     kind = (SiteKind.CHANNELS_1D, SiteKind.CHANNELS_2D, SiteKind.CHANNELS_3D)[rank - 1]
     example = torch.zeros(2, 4, *([5] * rank))
     found = kinds(model, example, "0", "0.conv", "0.norm")
-    assert found == [("0", kind, 4), ("0.conv", kind, 4), ("0.norm", kind, 4)]
+    assert found == [
+        ("0.conv", kind, 4),
+        ("0.norm", kind, 4),
+        ("0", kind, 4),
+    ]  # the block ends last
+
+
+class TwoTensors(nn.Module):
+    """Returns two tensors, so that nobody knows which of them a seed should add to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, self.inner(x)
+
+
+class First(nn.Module):
+    def forward(self, both: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return both[0] + both[1]
+
+
+def test_with_an_example_blocks_in_a_row_are_sites_by_default_after_their_layers() -> None:
+    row = nn.Sequential(nn.Sequential(Residual(8), Residual(8)), TwoTensors(), First())
+    model = nn.Sequential(nn.Linear(6, 8), row, Residual(8), nn.Linear(8, 3))
+    found = plan(model, example=torch.zeros(2, 6))
+    names = ["0", "1.0.0.up", "1.0.0.down", "1.0.0", "1.0.1.up", "1.0.1.down", "1.0.1", "1.1.inner"]
+    assert [site.name for site in found.sites] == [*names, "2.up", "2.down", "2"]
+    assert [line.split()[0] for line in found.refused] == ["3"]  # the head; of the pair not a word
+    unknown = {"1.0.0", "1.0.1", "2"}
+    assert {site.name for site in plan(model).sites} == {s.name for s in found.sites} - unknown
 
 
 def test_every_problem_that_a_run_shows_is_listed() -> None:

@@ -114,7 +114,10 @@ def with_units(*health: HealthSignal) -> Observation:
         STALLED,
         sites=[site(0), site(1, widens="layer0"), site(2), site(3, widens="layer2")],
         seeds=[seed(index) for index in range(4)],
-        kernels=[kernel(1), kernel(2, num_parameters=50, signature=WIDER)],
+        kernels=[
+            kernel(1, num_parameters=2000),
+            kernel(2, num_parameters=50, signature=WIDER),
+        ],
         health=list(health),
     )
 
@@ -147,17 +150,18 @@ def test_a_bottleneck_becomes_wider_before_anything_else_grows(
     assert all(math.isfinite(each.score) for each in proposal.candidates)
 
 
-def test_where_there_is_nothing_else_the_narrowest_layer_becomes_wider() -> None:
+def test_where_no_layer_is_narrow_and_there_are_no_places_for_blocks_nothing_grows() -> None:
     seen = observation(
         STALLED,
         sites=[site(0, widens="a"), site(1, widens="b")],
-        kernels=[kernel(1, signature=WIDER)],
+        kernels=[kernel(1, num_parameters=2000, signature=WIDER)],
         health=[healthy(0, gap=1.0, gain=-0.3), healthy(1, gap=2.0, gain=-0.1)],
     )
     proposal = Gap(timing=ALWAYS).propose(seen)
-    assert proposal.chosen is not None
-    assert proposal.chosen.site == "layer1"
-    assert proposal.chosen.numbers["gain_share"] == pytest.approx(-0.05)
+    assert proposal.chosen is None
+    assert "nothing is worth its cost: layer layer" in proposal.reason
+    assert {each.numbers["gain_share"] for each in proposal.candidates} == {-0.3, -0.05}
+    assert Gap(timing=ALWAYS, least_score=None).propose(seen).chosen is not None
 
 
 @pytest.mark.parametrize("widens", [None, "before"])
@@ -175,7 +179,7 @@ def test_of_several_sizes_the_one_that_triples_the_model_is_chosen(widens: str |
     )
     assert seen.num_parameters == 1000
     proposal = Gap(timing=ALWAYS).propose(seen)
-    assert [each.num_parameters for each in proposal.candidates] == [2000, 9000, 100, 10, 100_000]
+    assert [each.num_parameters for each in proposal.candidates] == [2000, 100, 10, 9000, 100_000]
 
 
 def test_of_two_bottlenecks_the_narrower_one_is_first_whatever_the_size() -> None:

@@ -99,6 +99,9 @@ class HealthSignal(Contract):
     long as there are too few rows."""
     num_rows: int = Field(default=0, ge=0)
     """Sampled rows that the numbers were computed from; with 0 the others say nothing."""
+    batch_samples: int = Field(default=0, ge=0, exclude_if=lambda number: not number)
+    """Samples of the last batch that was looked at: its elements, or their tokens where each only looks
+    back. 0 where nothing is known."""
     is_ready_for_transition: bool = False
     """The seed's own signal that its current stage is complete."""
 

@@ -52,6 +52,7 @@ class Health:
     expressivity_gap: float | None = None
     expressivity_gain: float | None = None
     num_rows: int = 0
+    batch_samples: int = 0
 
 
 @dataclass(slots=True)
@@ -78,6 +79,7 @@ class HealthSampler:
     """
 
     __slots__ = (
+        "_batch_samples",
         "_features",
         "_gap",
         "_kind",
@@ -100,6 +102,7 @@ class HealthSampler:
         self._num_beside = width + NUM_TRIAL_UNITS if width else 0
         self._layer = layer
         self._num_samples = 0
+        self._batch_samples = 0
         self._samples: list[_Sample] = []
         self._rows: Rows | None = None
         self._features: _Features | None = None
@@ -123,6 +126,7 @@ class HealthSampler:
             else:
                 del self._samples[0]
         self._num_samples += 1
+        self._batch_samples = rows.num_samples(self._kind)
         made_from = None
         if inputs is not None:
             made_from = inputs_of(self._layer, inputs.detach(), rows, values.shape[-1])
@@ -159,12 +163,14 @@ class HealthSampler:
             expressivity_gap=gap,
             expressivity_gain=gain,
             num_rows=features.num_rows,
+            batch_samples=self._batch_samples,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was collected."""
         return {
             "num_samples": self._num_samples,
+            "batch_samples": self._batch_samples,
             "samples": [[s.h, s.inputs, s.scale, s.g, s.beside] for s in self._samples],
             "features": None if self._features is None else self._features.state_dict(),
             "pull": None if self._pull is None else self._pull.state_dict(),
@@ -174,6 +180,7 @@ class HealthSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._num_samples = state["num_samples"]
+        self._batch_samples = state.get("batch_samples", 0)
         self._samples = [_Sample(*values) for values in state["samples"]]
         self._rows = None
         self._features = _Features(**state["features"]) if state["features"] else None

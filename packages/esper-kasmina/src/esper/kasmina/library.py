@@ -1,4 +1,4 @@
-"""The built-in blueprints that ship with the seed layer as JSON files, and users' own from theirs.
+"""The built-in blueprints that ship with the seed layer as JSON files, rows of them, and users' own.
 
 A composition root submits them to Urza; `Bed.blueprints` is the part of them that fits a host.
 """
@@ -7,8 +7,17 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from esper.contracts import BlueprintError, BlueprintIR, read_blueprint
+from esper.contracts import BlueprintError, BlueprintIR, read_blueprint, repeat
 from esper.kasmina.operators import missing_operators
+
+ROWS = {
+    "normalised_mlp": (2, 4),
+    "residual_conv": (2,),
+    "residual_conv1d": (2,),
+    "transformer_block": (3,),
+}
+"""Designs that also come as so many blocks in a row, because fewer and larger growths do better than many
+small ones (docs/experiments/0006)."""
 
 
 @cache
@@ -19,7 +28,9 @@ def builtin_blueprints() -> tuple[BlueprintIR, ...]:
         (file for file in folder.iterdir() if file.name.endswith(".json")),
         key=lambda file: file.name,
     )
-    return tuple(BlueprintIR.model_validate_json(file.read_bytes()) for file in files)
+    single = [BlueprintIR.model_validate_json(file.read_bytes()) for file in files]
+    rows = [repeat(ir, times) for ir in single for times in ROWS.get(ir.name, ())]
+    return tuple(sorted([*single, *rows], key=lambda ir: ir.name))
 
 
 def load_blueprint(path: Path | str) -> BlueprintIR:

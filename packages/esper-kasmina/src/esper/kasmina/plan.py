@@ -16,7 +16,7 @@ from esper.kasmina.graft import is_graft_name, is_watched
 from esper.kasmina.probe import Example, Sighting, probe
 from esper.kasmina.refusals import Refusals, refuse_host
 from esper.kasmina.shapes import shape_of
-from esper.kasmina.targets import Target, defaults, match, named_modules
+from esper.kasmina.targets import Target, blocks, defaults, match, named_modules
 
 DTYPES = {
     torch.float64: "float64",
@@ -31,7 +31,7 @@ class Plan:
     """Where seeds would live, or why they cannot."""
 
     sites: tuple[Site, ...] = ()
-    """Input side first: in order of registration."""
+    """Input side first: in order of registration, a block after what is within it."""
     problems: tuple[str, ...] = ()
     """What keeps the host from being wrapped; empty when it can be."""
     refused: tuple[str, ...] = ()
@@ -67,7 +67,8 @@ def plan(
         targets: what to use: qualified names (`encoder.fc1`), globs over them (`blocks.*` for one
             level, `blocks.**` for all below), types, or predicates `(name, module) → bool`. By
             default every Linear and convolution, recurrent layers, attention and transformer layers
-            as a whole; the last layer, the output head, is left out.
+            as a whole; the last layer, the output head, is left out. With an example also every block of
+            layers in an `nn.Sequential` or `nn.ModuleList` that returns one tensor.
         example: inputs of one training batch (a tensor, a tuple of arguments, or a dict of keyword
             arguments), run through a copy of the model. It finds layers that never run, and makes
             sites of blocks of the user's own.
@@ -92,6 +93,9 @@ def plan(
     survey = _Survey(model, layers, chunks=chunks, depth=depth, causal=causal)
     named = match(layers, targets) if targets is not None else defaults(layers)
     if example is not None:
+        if targets is None:
+            survey.blocks = frozenset(blocks(layers))
+            named = {"": [*named[""], *survey.blocks]}
         names = {name for matches in named.values() for name in matches}
         try:
             survey.sightings = probe(model, example, sorted(names))
@@ -154,6 +158,8 @@ class _Survey:
     ) -> None:
         self.sightings: Mapping[str, Sighting] = {}
         self.feeds = Feeds(pairs={}, paths={})
+        self.blocks: Set[str] = frozenset()
+        """Sites by default if they can be, without a word otherwise: nobody asked for them."""
         self._model = model
         self._layers = layers
         self._chunks = chunks
@@ -174,9 +180,12 @@ class _Survey:
         names = {name for matches in named.values() for name in matches}
         ordered = [name for name in self._layers if name in names]
         verdicts = {name: self._signature(name) for name in ordered}
+        for name in self.blocks:
+            if isinstance(verdicts[name], str):
+                ordered.remove(name)
         if by_default and ordered and not isinstance(verdicts[ordered[-1]], str):
             verdicts[ordered[-1]] = "is the output head; name it in targets to use it"
-        refused = {name: v for name, v in verdicts.items() if isinstance(v, str)}
+        refused = {n: v for n, v in verdicts.items() if isinstance(v, str) and n in ordered}
         problems = [] if by_default else self._problems(named, refused)
         usable = [name for name in ordered if name not in refused]
         wider, not_wider = self._wider(names)
@@ -193,7 +202,7 @@ class _Survey:
             (name, {"signature": signature, "widens": feed.wide, "spans": feed.spans}, feed.wide)
             for name, feed, signature in wider
         ]
-        order = {name: index for index, name in enumerate(self._layers)}
+        order = _ends(self._layers)
         places.sort(key=lambda place: (order[place[2]], place[1].get("spans", 0)))
         return Plan(
             sites=tuple(
@@ -304,6 +313,16 @@ class _Survey:
                 {"kind": kind, "features": width, "dtype": DTYPES[dtype], "device": device}
             )
         return self._signatures[key]
+
+
+def _ends(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """Return keys that sort modules by where they end: a block after its last layer."""
+    ends: dict[str, tuple[int, int]] = {}
+    for index, name in enumerate(layers):
+        parts = name.split(".")
+        for depth in range(len(parts), 0, -1):
+            ends[".".join(parts[:depth])] = (index, -depth)
+    return ends
 
 
 def _unfit(sighting: Sighting) -> str | None:

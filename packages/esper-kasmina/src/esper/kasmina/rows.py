@@ -51,6 +51,11 @@ class Rows:
         """Rows of the whole batch."""
         return torch.Size(self.leading).numel()
 
+    def num_samples(self, kind: SiteKind) -> int:
+        """Return how many samples the batch has; each token is one where it only looks back."""
+        is_one = kind.is_channels or kind is SiteKind.SEQUENCE
+        return self.leading[0] if is_one else self.num_in_batch
+
     def of(self, values: Tensor) -> Tensor:
         """Return a copy of these rows `(R, X)` of `values` `(B, …, X)`."""
         if self.indices is None:

@@ -115,7 +115,8 @@ class Seed:
             case SeedState.GERMINATED | SeedState.LOADING | SeedState.EVALUATING:
                 return True
             case SeedState.TRAINING:
-                return self.steps_in_state >= stages.training_steps
+                alone = self.block is not None and self.block.ir.is_born_alive
+                return alone or self.steps_in_state >= stages.training_steps
             case SeedState.GRAFTING:
                 return self.alpha >= 1.0
             case SeedState.STABILIZATION:
@@ -197,6 +198,7 @@ class Seed:
             expressivity_gap=health.expressivity_gap,
             expressivity_gain=health.expressivity_gain,
             num_rows=health.num_rows,
+            batch_samples=health.batch_samples,
             is_ready_for_transition=self.is_ready,
         )
 

@@ -26,7 +26,8 @@ class StageLengths:
     """
 
     training_steps: int = 20
-    """The seed's own learning steps in TRAINING."""
+    """The seed's own learning steps in TRAINING. A block that is the difference of two branches born alike
+    needs none: all its weights learn from the first step of the graft on (docs/experiments/0006)."""
 
     ramp_steps: int = 20
     """Optimizer steps over which alpha rises from 0 to 1 in GRAFTING; 0: all of it at once."""

@@ -26,6 +26,8 @@ WHOLE: tuple[type[nn.Module], ...] = (
 
 PLAIN: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+_ROWS: tuple[type[nn.Module], ...] = (nn.Sequential, nn.ModuleList)
+
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module under every name that it has, in order of registration."""
@@ -49,6 +51,25 @@ def defaults(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
         seen.add(id(layer))
         found.append(name)
     return {"": found}
+
+
+def blocks(layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return the blocks of a host: the outermost modules in a row that have layers within them.
+
+    Between them runs the stream of features; what is grown there reaches all later blocks. The one with the
+    output head is left out.
+    """
+    (plain,) = defaults(layers).values()
+    rows = {name for name, layer in layers.items() if isinstance(layer, _ROWS)}
+    found: list[str] = []
+    for name, layer in layers.items():
+        is_within = name.startswith(tuple(f"{block}." for block in found))
+        if is_within or name in rows or name in plain or name.rpartition(".")[0] not in rows:
+            continue
+        within = [each for each in plain if each.startswith(f"{name}.")]
+        if within and plain[-1] not in within and not isinstance(layer, WHOLE):
+            found.append(name)
+    return found
 
 
 def match(layers: Mapping[str, nn.Module], targets: Sequence[Target]) -> dict[str, list[str]]:

@@ -327,15 +327,24 @@ class Tamiyo:
         if (move := emergency(seed, self._history, self._before.get(seed.seed_id))) is not None:
             return move
         if seed.state is _S.EVALUATING and seed.is_ready_for_transition:
-            return self._judge(seed, _S.FINE_TUNING)
+            return self._judge(seed, _S.FINE_TUNING, is_last=self._evaluate is None)
         is_tuned = seed.state is _S.FINE_TUNING and seed.is_ready_for_transition
         if is_tuned and self._evaluate is not None:
-            # Judged again, for fine-tuning may have spoiled it; it needs no second gain to stay.
-            return self._judge(seed, _S.FOSSILIZED, min_gain=0.0)
+            # Judged again, for fine-tuning may have spoiled it; what convinced needs no second gain to stay.
+            first = self._evidence.get(seed.seed_id)
+            has_convinced = first is not None and judge(first).keep
+            return self._judge(seed, _S.FOSSILIZED, min_gain=0.0 if has_convinced else MIN_GAIN)
         others = any(other.state in GRAFTED for other in self.bed.seeds())
         return next_move(seed, others_await_verdict=others)
 
-    def _judge(self, seed: SeedStatus, if_kept: SeedState, *, min_gain: float = MIN_GAIN) -> Move:
+    def _judge(
+        self,
+        seed: SeedStatus,
+        if_kept: SeedState,
+        *,
+        min_gain: float = MIN_GAIN,
+        is_last: bool = True,
+    ) -> Move:
         now, before = self._history[-1], self._before.get(seed.seed_id)
         if self._evaluate is None:
             measured, without = _figures(now), None
@@ -349,7 +358,7 @@ class Tamiyo:
             without_block=without,
         )
         self._evidence[seed.seed_id] = evidence
-        verdict = judge(evidence, min_gain=min_gain)
+        verdict = judge(evidence, min_gain=min_gain, is_last=is_last)
         return Move(if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers)
 
     def _look(self) -> Sequence[HealthSignal]:
@@ -392,6 +401,7 @@ class Tamiyo:
             outcomes=tuple(self.field_reports),
             num_parameters=self.bed.num_parameters(),
             seconds=time.monotonic() - self._begun,
+            steps=self.bed.step,
             designs=self._designs,
         )
 

@@ -27,9 +27,11 @@ MAX_REASONS = 2
 NUMBERS = {
     "gain_share": "the share of the wanted change that new units there could follow",
     "position": "how near the place is to the input (1: nearest)",
+    "between": "whether the place is between blocks of the model (1) or within one (0)",
     "gap": "the part of the wanted change that the layer's own weights cannot follow",
     "gap_share": "that, as a share of the largest of all layers",
     "size": "the block's parameters, as a multiple of the model's",
+    "worth": "what so large a block is worth after what has grown, for the steps that are left",
     "plateau": "how little the loss has moved",
 }
 """What the numbers of the built-in policies mean."""

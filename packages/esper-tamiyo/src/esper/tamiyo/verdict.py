@@ -75,13 +75,25 @@ def _num_pairs(evidence: Evidence) -> int:
     return len(evidence.with_block.losses or ())
 
 
-def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN) -> Verdict:
+def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN, is_last: bool = True) -> Verdict:
     """Keep a block that lowers the loss by `min_gain` against every yardstick there is.
 
     The yardsticks are the same weights without the block, and the model before the graft. The first
     alone would flatter a block that the host has come to lean on; the second alone would credit the
-    block with what the host learned meanwhile.
+    block with what the host learned meanwhile. Where it is not the last verdict, a block that is no more than
+    better than none stays, too: it is still learning, and is judged again.
     """
+    verdict = _judge(evidence, min_gain)
+    if verdict.keep or is_last or evidence.without_block is None:
+        return verdict
+    loss, without = evidence.with_block.loss, evidence.without_block.loss
+    if not loss < without:
+        return verdict
+    reason = f"it is promising, loss {loss:.4f} with it, {without:.4f} without it, though {verdict.reason}"
+    return Verdict(keep=True, reason=reason, numbers=verdict.numbers)
+
+
+def _judge(evidence: Evidence, min_gain: float) -> Verdict:
     loss = evidence.with_block.loss
     yardsticks = {
         name: figures.loss

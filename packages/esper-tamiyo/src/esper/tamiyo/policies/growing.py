@@ -38,6 +38,9 @@ class Growing(ABC):
     """In a row of blocks (`Site.depth`), one of the same kernel as the last that was kept is born as a copy
     of it, as trained by then. Off, because new blocks before trained ones do better than copies."""
 
+    least_score: float | None = None
+    """What scores less is not grown; None: the best always is."""
+
     @abstractmethod
     def score(
         self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
@@ -83,6 +86,12 @@ class Growing(ABC):
             return Proposal(chosen=None, reason=f"{due.reason}, but {why}", numbers=numbers)
         candidates = [self._candidate(observation, each) for each in scored]
         best = candidates[0]
+        if self.least_score is not None and best.score < self.least_score:
+            reason = (
+                f"{due.reason}, but nothing is worth its cost: layer {best.site}: {_named(best)} scores "
+                f"highest of {num_scored}, {best.score:.2f} where {self.least_score:g} is needed"
+            )
+            return Proposal(chosen=None, reason=reason, candidates=candidates, numbers=numbers)
         return Proposal(
             chosen=best,
             reason=f"{due.reason}; layer {best.site}: {_named(best)} scores highest of {num_scored}",

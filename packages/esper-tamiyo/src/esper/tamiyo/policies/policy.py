@@ -16,9 +16,11 @@ from esper.contracts import (
     CompiledKernelArtifact,
     FieldReport,
     HealthSignal,
+    SeedState,
     SeedStatus,
     Site,
 )
+from esper.tamiyo.policies.widths import Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class Observation:
     """Trainable parameters that the model has now."""
     seconds: float = 0.0
     """Wall time since the controller was made."""
+    steps: int = 0
+    """Optimizer steps so far; 0 where nobody counted them."""
     designs: Mapping[str, BlueprintIR] = field(default_factory=dict[str, BlueprintIR])
     """What kernels were built from, by `blueprint_id`, as far as that is known."""
 
@@ -90,22 +94,38 @@ class Observation:
         return max((gap for gap in gaps if gap is not None and math.isfinite(gap)), default=0.0)
 
     @cached_property
-    def largest_gain_share(self) -> float:
-        """The largest `gain_share` of all places to widen; -1 where none is known."""
-        wider = {site.layer_id for site in self.sites if site.widens is not None}
-        return max((gain_share(s) for s in self.health if s.layer_id in wider), default=-1.0)
+    def widths(self) -> Widths:
+        """Which layers are too narrow."""
+        return Widths(self.sites, self._health)
 
+    @property
+    def steps_left(self) -> float | None:
+        """Steps still to come if later epochs have as many as those so far; None where nobody can tell."""
+        if self.epochs_left is None or not self.steps:
+            return None
+        return self.steps / (self.epoch + 1) * self.epochs_left
 
-def gain_share(health: HealthSignal | None) -> float:
-    """Return the share of the expressivity gap that new units could follow beyond chance.
+    @cached_property
+    def samples_left(self) -> float | None:
+        """Samples that the steps still to come will see; None where nobody can tell."""
+        batch = max((signal.batch_samples for signal in self.health), default=0)
+        return None if self.steps_left is None or not batch else self.steps_left * batch
 
-    Where nothing is known of it, -1: less than any layer that is no bottleneck has.
-    """
-    gap = None if health is None else health.expressivity_gap
-    gain = None if health is None else health.expressivity_gain
-    if gap is None or gain is None or not (math.isfinite(gain) and 0 < gap < math.inf):
-        return -1.0
-    return max(-1.0, gain / gap)
+    def is_inside(self, site: Site) -> bool:
+        """Tell whether a site is within a block at whose output there is a site, too."""
+        parts = site.name.split(".")
+        return any(".".join(parts[:n]) in self._names for n in range(1, len(parts)))
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {site.name for site in self.sites if site.widens is None}
+
+    @cached_property
+    def grown_parameters(self) -> int:
+        """Parameters of the blocks that were kept."""
+        sizes = {kernel.kernel_id: kernel.num_parameters for kernel in self.kernels}
+        kept = (seed for seed in self.seeds if seed.state is SeedState.FOSSILIZED)
+        return sum(sizes.get(seed.kernel_id or "", 0) for seed in kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,156 @@
+"""Which layers are too narrow, alone or in rows; and where blocks may grow around that."""
+
+import dataclasses
+
+import pytest
+from policy_factory import SIGNATURE, STALLED, healthy, kernel, observation, seed
+
+from esper.contracts import CompiledKernelArtifact, HealthSignal, KernelSignature, Site, SiteKind
+from esper.tamiyo import AtRandom, Gap, Observation
+from esper.tamiyo.policies.widths import UNKNOWN, Widths
+
+ALWAYS = AtRandom(chance=1.0)
+
+READS = 5
+PAIR = KernelSignature(kind=SiteKind.FEATURES, features=6, inputs=READS)
+
+
+def block(layer_id: int, name: str, *, width: int = 6) -> Site:
+    signature = SIGNATURE.model_copy(update={"features": width})
+    return Site(layer_id=layer_id, name=name, module_type="Linear", signature=signature)
+
+
+def units(layer_id: int, wide: str, into: str, *, spans: int = 1) -> Site:
+    return Site(
+        layer_id=layer_id,
+        name=into,
+        module_type="Linear",
+        signature=PAIR,
+        widens=wide,
+        spans=spans,
+    )
+
+
+ROW = [
+    block(0, "a"),
+    units(1, "a", "b"),
+    units(2, "a", "d", spans=3),
+    block(3, "b"),
+    units(4, "b", "c"),
+    block(5, "c"),
+    units(6, "c", "d"),
+]
+"""Three layers in a row before the head `d`, each of which can become wider, and a path past them."""
+PAIRS = (1, 4, 6)
+
+
+def widths(*gains: float | None, sites: list[Site] = ROW, ids: tuple[int, ...] = PAIRS) -> Widths:
+    signals = [healthy(i, gap=2.0, gain=gain) for i, gain in zip(ids, gains, strict=True)]
+    return Widths(sites, {(signal.layer_id, 0): signal for signal in signals})
+
+
+def test_a_path_passes_the_layers_of_its_row() -> None:
+    found = widths(0.2, 0.1, None)
+    path = ROW[2]
+    assert [pair.layer_id for pair in found.row(path)] == list(PAIRS)
+    assert found.share(path) == pytest.approx((0.1 + 0.05 + UNKNOWN) / 3)
+    assert Widths([path], {}).row(path) == []
+    assert Widths([path], {}).share(path) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("gains", "bottlenecks", "row"),
+    [
+        ((0.2, -0.1, -0.1), {1}, False),
+        ((-0.1, -0.1, 0.1), {6}, False),
+        ((0.2, 0.1, -0.1), set[int](), True),
+        ((0.2, 0.1, 0.3), set[int](), True),
+        ((-0.2, -0.1, None), set[int](), False),
+        ((None, None, None), set[int](), False),
+    ],
+)
+def test_one_narrow_layer_is_a_bottleneck_and_most_of_a_row_are_a_narrow_row(
+    gains: tuple[float | None, ...], bottlenecks: set[int], row: bool
+) -> None:
+    found = widths(*gains)
+    assert {s.layer_id for s in ROW if s.spans == 1 and found.is_bottleneck(s)} == bottlenecks
+    assert found.is_narrow_row(ROW[2]) == row
+
+
+def test_a_layer_wider_than_what_it_reads_and_feeds_lacks_no_units_nor_does_any_that_seems_less() -> (
+    None
+):
+    sites = [
+        block(0, "stem"),
+        units(1, "stem", "up"),
+        block(2, "up", width=24),
+        units(3, "up", "down"),
+    ]
+    less = widths(0.1, 0.3, sites=sites, ids=(1, 3))
+    assert not any(less.is_narrow(site) for site in sites)
+    assert less.largest_share == pytest.approx(0.15)
+    more = widths(0.4, 0.3, sites=sites, ids=(1, 3))
+    assert [site.layer_id for site in sites if more.is_bottleneck(site)] == [1]
+
+
+def seen(
+    sites: list[Site],
+    kernels: list[CompiledKernelArtifact],
+    *health: HealthSignal,
+    steps: int = 0,
+) -> Observation:
+    made = observation(
+        STALLED,
+        sites=sites,
+        seeds=[seed(site.layer_id) for site in sites],
+        kernels=kernels,
+        health=list(health),
+    )
+    return dataclasses.replace(made, steps=steps)
+
+
+def test_a_narrow_row_gets_a_path_before_any_block() -> None:
+    kernels = [
+        kernel(1, num_parameters=2000),
+        kernel(2, num_parameters=2000, signature=PAIR),
+    ]
+    health = [healthy(i, gap=2.0, gain=0.1) for i in PAIRS]
+    chosen = Gap(timing=ALWAYS).propose(seen(ROW, kernels, *health)).chosen
+    assert chosen is not None
+    assert chosen.seed_id == (2, 0)
+    alone = [healthy(1, gap=2.0, gain=-0.1), healthy(4, gap=2.0, gain=0.1)]
+    bottleneck = Gap(timing=ALWAYS).propose(seen(ROW, kernels, *alone)).chosen
+    assert bottleneck is not None
+    assert bottleneck.seed_id == (4, 0)
+
+
+def test_blocks_grow_between_blocks_of_the_host_rather_than_within_one() -> None:
+    sites = [block(0, "row.0.up"), block(1, "row.0"), block(2, "row.1.up"), block(3, "row.1")]
+    found = seen(sites, [kernel(1, num_parameters=2000)])
+    assert [found.is_inside(site) for site in sites] == [True, False, True, False]
+    chosen = Gap(timing=ALWAYS).propose(found).chosen
+    assert chosen is not None
+    assert chosen.seed_id == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "size"),
+    [
+        (0, 64, 2000),
+        (100, 0, 2000),
+        (10, 50, None),  # 5,000 samples for 1,000 parameters: it is too large already
+        (300, 50, 2000),
+        (1000, 50, 5000),
+        (10_000, 32, 12_000),
+    ],
+)
+def test_the_more_samples_are_to_come_the_larger_it_grows(
+    steps: int, batch: int, size: int | None
+) -> None:
+    sizes = (500, 2000, 5000, 12_000, 50_000)
+    kernels = [kernel(n, num_parameters=size) for n, size in enumerate(sizes)]
+    signal = healthy(0, gap=1.0).model_copy(update={"batch_samples": batch})
+    found = seen([block(0, "a")], kernels, signal, steps=steps)
+    assert found.samples_left == (steps * 10 * batch or None)
+    chosen = Gap(timing=ALWAYS).propose(found).chosen
+    assert (None if chosen is None else chosen.num_parameters) == size
