@@ -138,10 +138,10 @@ def test_blocks_grow_between_blocks_of_the_host_rather_than_within_one() -> None
     [
         (0, 64, 2000),
         (100, 0, 2000),
-        (10, 50, None),  # 5,000 samples for 1,000 parameters: it is too large already
-        (300, 50, 2000),
-        (1000, 50, 5000),
-        (10_000, 32, 12_000),
+        (20, 50, None),  # 10,000 samples for 1,000 parameters: twice the size would be too large
+        (54, 50, 2000),
+        (216, 50, 5000),
+        (1014, 50, 12_000),
     ],
 )
 def test_the_more_samples_are_to_come_the_larger_it_grows(

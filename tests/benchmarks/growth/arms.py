@@ -14,7 +14,7 @@ from problems import Problem
 from torch import nn
 from training import DECISIONS, Result, measure, step_flops, train
 
-from esper.kasmina import Bed, Block, StageLengths, initialise_block, wrap
+from esper.kasmina import Bed, StageLengths, wrap
 from esper.tamiyo import (
     AtRandom,
     Chance,
@@ -102,15 +102,12 @@ class Scratch:
     """The net that another arm ended as, trained from scratch."""
 
     of: str
-    zeros: bool = False
-    """Grown blocks start as they are born: without effect. Otherwise all weights are drawn as layers do."""
     equal_steps: bool = False
     """As many steps as the other arm took, whatever they cost; otherwise equal FLOPs."""
 
 
 SCRATCH: Mapping[str, Scratch] = {
     "default's net from scratch": Scratch(of=DEFAULT),
-    "… what grew is zero at birth": Scratch(of=DEFAULT, zeros=True),
     "… for as many steps": Scratch(of=DEFAULT, equal_steps=True),
     "blocks' net from scratch": Scratch(of=BLOCKS_EARLY),
 }
@@ -121,6 +118,8 @@ SMALL, NEVER = "small host", "small host, as many steps"
 
 def arms_of(problem: Problem) -> Sequence[str]:
     """Return the names of all that compete, those that grow first."""
+    if not problem.statics:
+        return (DEFAULT, NEVER)
     statics = [STATIC + name for name in problem.statics]
     names = [*GROWS, *SCRATCH, GROMO, SMALL, NEVER, *statics]
     absent = () if problem.mlp is not None and rival.is_installed() else (GROMO,)
@@ -146,7 +145,7 @@ def compete(problem: Problem, seed: int, rate: float) -> dict[str, Result]:
             attach = _controller(problem, model, GROWS[name](problem, model, seed))
         elif name in SCRATCH:
             arm = SCRATCH[name]
-            model = drawn_anew(grown[arm.of], seed, zeros=arm.zeros)
+            model = drawn_anew(grown[arm.of], seed)
             if arm.equal_steps:
                 limit = results[arm.of].steps * step_flops(model, problem)
         elif name in (SMALL, NEVER):
@@ -172,19 +171,12 @@ def _controller(
     )
 
 
-def drawn_anew(model: nn.Module, seed: int, *, zeros: bool) -> nn.Module:
-    """Return a net of the same architecture whose weights are all drawn as its layers draw them.
-
-    With `zeros`, those of grown blocks are drawn as at their birth: the last layer zero.
-    """
+def drawn_anew(model: nn.Module, seed: int) -> nn.Module:
+    """Return a net of the same architecture whose weights are all drawn as its layers draw them."""
     torch.manual_seed(seed)
     fresh = copy.deepcopy(model)
     for module in fresh.modules():
         reset = getattr(module, "reset_parameters", None)
         if reset is not None:
             reset()
-    if zeros:
-        for module in fresh.modules():
-            if isinstance(module, Block):
-                initialise_block(module, torch.Generator().manual_seed(seed))
     return fresh

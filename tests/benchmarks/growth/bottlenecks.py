@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from nets import CONTEXT, Attention, Embedding, Residual
+from nets import CONTEXT, WIDTH, Attention, Embedding, Residual
 from problems import Problem, conv, language_model
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -104,9 +104,9 @@ def residual_net(place: int) -> nn.Module:
 
 
 class Transformer(nn.Module):
-    """Three blocks with MLPs of 384 hidden units: (B, T) → (B, T, number of tokens)."""
+    """Three blocks with MLPs of 256 hidden units: (B, T) → (B, T, number of tokens)."""
 
-    def __init__(self, place: int, width: int = 96) -> None:
+    def __init__(self, place: int, width: int = WIDTH) -> None:
         super().__init__()
         num_tokens = _num_tokens()
         self.embed = Embedding(num_tokens)

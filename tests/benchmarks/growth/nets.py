@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CONTEXT = 64
-WIDTH = 96
+WIDTH = 64
 
 
 def plain_mlp(width: int) -> nn.Module:

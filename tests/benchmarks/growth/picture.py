@@ -15,6 +15,7 @@ GREEN, BLUE, GREY = "#1b7837", "#2166ac", "#777777"
 
 def draw(tables: Sequence[Table], path: Path) -> None:
     """Draw into an SVG or PNG file: static nets as a line, what grew and its like from scratch as marks."""
+    tables = [table for table in tables if table.problem.statics]
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")

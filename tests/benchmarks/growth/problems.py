@@ -3,6 +3,7 @@
 # torch leaves parts of its types open:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
+import dataclasses
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esper.contracts import BlueprintIR, OperatorNode, SiteKind, repeat
+from esper.contracts import BlueprintIR, repeat
 from esper.kasmina import builtin_blueprints
 
 
@@ -28,7 +29,8 @@ class Problem:
     name: str
     host: Callable[[], nn.Module]
     statics: Mapping[str, Callable[[], nn.Module]]
-    """Nets that never grow, by their size: what somebody would try who looks for the best one."""
+    """Nets that never grow, by their size: what somebody would try who looks for the best one. None where
+    the host is large enough, and nothing but harm can come of growth."""
     places: Sequence[str] = ()
     """Layers at which a design of several blocks may grow, input side first; see `block`."""
     block: BlueprintIR | None = None
@@ -55,13 +57,13 @@ def residual_mlp() -> Problem:
     return Problem(
         name="residual MLP, MNIST-1D 40,000",
         host=lambda: ResidualMlp(num_blocks=1),
-        statics={f"{n} blocks": partial(ResidualMlp, num_blocks=n) for n in (2, 4, 6, 10)},
+        statics={f"{n} blocks": partial(ResidualMlp, num_blocks=n) for n in (2, 3, 4, 6)},
         places=["stem", "blocks.0"],
         block=repeat(_design("normalised_mlp"), 5),
         **_mnist1d(50_000),
         steps=8000,
         ramp_steps=40,
-        learning_rates=(4e-3, 8e-3),
+        learning_rates=(4e-3,),
     )
 
 
@@ -75,7 +77,7 @@ def conv() -> Problem:
         block=repeat(_design("residual_conv1d"), 4),
         **_mnist1d(5_000),
         steps=5000,
-        learning_rates=(12e-3, 32e-3),
+        learning_rates=(20e-3, 32e-3),
     )
 
 
@@ -94,8 +96,15 @@ def digits() -> Problem:
         validation=(x[1000:1350], y[1000:1350]),
         test=(x[1350:], y[1350:]),
         steps=2500,
-        learning_rates=(8e-3, 16e-3),
+        learning_rates=(16e-3, 32e-3),
         loss_of=_losses,
+    )
+
+
+def large() -> Problem:
+    """Return digits for a net that is large enough for them."""
+    return dataclasses.replace(
+        digits(), name="large conv net, digits", host=partial(image_net, 32), statics={}, steps=800
     )
 
 
@@ -107,34 +116,31 @@ def plain(num_samples: int) -> Problem:
         mlp=(40, 8, 3, 10),
         statics={f"width {w}": partial(plain_mlp, w) for w in (16, 32, 64, 128)},
         **_mnist1d(num_samples * 5 // 4),
-        steps=8000 if num_samples > 10_000 else 5000,
-        learning_rates=(4e-3, 8e-3),
+        steps=16_000,
+        learning_rates=(16e-3,) if num_samples > 10_000 else (8e-3,),
     )
 
 
 def language_model() -> Problem:
-    """Return characters of the standard library's sources for a transformer of two blocks."""
+    """Return characters of the standard library's sources for a transformer of one block."""
     tokens, num_tokens = _characters()
     cut = len(tokens) * 9 // 10
     train, held_out = tokens[:cut], tokens[cut:]
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        starts = torch.randint(len(train) - CONTEXT - 1, (32,), generator=generator)
+        starts = torch.randint(len(train) - CONTEXT - 1, (16,), generator=generator)
         return _windows(train, starts)
 
     middle = len(held_out) // 2
     return Problem(
         name="transformer, characters",
-        host=lambda: Transformer(num_tokens, num_blocks=2),
-        statics={f"{n} blocks": partial(Transformer, num_tokens, num_blocks=n) for n in (4, 6)},
-        places=["embed", "blocks.1.1"],
-        block=repeat(TRANSFORMER_BLOCK, 4),
+        host=lambda: Transformer(num_tokens, num_blocks=1),
+        statics={f"{n} blocks": partial(Transformer, num_tokens, num_blocks=n) for n in (2, 4, 6)},
         batch=batch,
         validation=_windows(held_out[:middle], torch.arange(0, 128 * CONTEXT, CONTEXT)),
         test=_windows(held_out[middle:], torch.arange(0, 256 * CONTEXT, CONTEXT)),
-        steps=1200,
-        ramp_steps=15,
-        learning_rates=(2e-3, 4e-3),
+        steps=8300,
+        learning_rates=(8e-3,),
         loss_of=_losses,
         is_classification=False,
     )
@@ -144,31 +150,11 @@ PROBLEMS: Mapping[str, Callable[[], Problem]] = {
     "digits": digits,
     "conv": conv,
     "mlp": residual_mlp,
+    "large": large,
     "plain": partial(plain, 4_000),
     "plain40": partial(plain, 40_000),
     "lm": language_model,
 }
-
-
-def _node(name: str, op: str, *inputs: str, **params: Any) -> OperatorNode:
-    return OperatorNode(name=name, op=op, inputs=inputs, params=params)
-
-
-TRANSFORMER_BLOCK = BlueprintIR(
-    name="transformer_block",
-    description="Pre-norm causal attention, then a pre-norm MLP; zero at birth.",
-    kind=SiteKind.CAUSAL_SEQUENCE,
-    nodes=(
-        _node("norm", "layer_norm", "input"),
-        _node("attend", "causal_attention", "norm", out="D", heads=4, init="zeros"),
-        _node("mixed", "add", "input", "attend"),
-        _node("norm2", "layer_norm", "mixed"),
-        _node("up", "linear", "norm2", out="4*D"),
-        _node("act", "gelu", "up"),
-        _node("down", "linear", "act", out="D", init="zeros"),
-        _node("both", "add", "attend", "down"),
-    ),
-)
 
 
 def _design(name: str) -> BlueprintIR:

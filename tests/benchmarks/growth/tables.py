@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from arms import DEFAULT, SMALL, STATIC, arms_of
+from arms import DEFAULT, NEVER, SMALL, STATIC, arms_of
 from problems import Problem
 
 type Runs = Mapping[str, Mapping[str, Any]]
@@ -30,8 +30,12 @@ class Table:
         self.unit = "test accuracy in %" if problem.is_classification else "test loss"
 
     def best_rate(self, arm: str) -> float:
-        """Return the learning rate with the lowest validation loss."""
-        return min(self._runs, key=lambda rate: self.mean(arm, "validation_loss", rate))
+        """Return the learning rate that does best on validation data."""
+        return max(self._runs, key=lambda rate: self.on_validation(arm, rate))
+
+    def on_validation(self, arm: str, rate: float | None = None) -> float:
+        """Return a figure of validation data, higher is better."""
+        return self._sign * self.mean(arm, f"validation_{self._key}", rate)
 
     def values(self, arm: str, key: str | None = None, rate: float | None = None) -> list[float]:
         """Return the figures of all seeds, at the arm's best learning rate unless told."""
@@ -69,8 +73,14 @@ class Table:
 
     def goals(self) -> str:
         """Return one row: the default against chance, from scratch, and a sweep of static nets."""
+        if not self.problem.statics:
+            harm, cost = self.gain(NEVER), self.mean(DEFAULT, "flops") / self.mean(NEVER, "flops")
+            return (
+                f"| {self.problem.name} | | | {_with_interval(harm)} than never growing, at "
+                f"{cost:.1%} of its FLOPs |"
+            )
         statics = [arm for arm in self.arms if arm.startswith(STATIC) or arm == SMALL]
-        best = min(statics, key=lambda arm: self.mean(arm, "validation_loss"))
+        best = max(statics, key=self.on_validation)
         first = next(iter(self._runs))
         untuned = self._sign * (self.mean(DEFAULT, rate=first) - self.mean(best))
         share = 1 / (len(statics) * len(self._runs))

@@ -41,8 +41,10 @@ class Result:
     """On test data, in per cent."""
     loss: float
     """On test data."""
+    validation_accuracy: float | None
+    """What learning rates and the best static net are chosen by, where there is such a thing."""
     validation_loss: float
-    """What learning rates are chosen by."""
+    """Otherwise that."""
     parameters: int
     flops: int
     steps: int
@@ -129,11 +131,12 @@ def result_of(
     grown: tuple[str, ...] = (),
 ) -> Result:
     """Measure a trained model."""
-    figures = measure(model, problem, problem.test)
+    figures, seen = (measure(model, problem, data) for data in (problem.test, problem.validation))
     return Result(
         accuracy=None if figures.accuracy is None else 100 * figures.accuracy,
         loss=figures.loss,
-        validation_loss=measure(model, problem, problem.validation).loss,
+        validation_accuracy=None if seen.accuracy is None else 100 * seen.accuracy,
+        validation_loss=seen.loss,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         steps=steps,

@@ -126,11 +126,6 @@ class BlueprintIR(Contract):
         return self.kind in site.kind.takes and self.widens == (site.inputs is not None)
 
     @property
-    def is_born_alive(self) -> bool:
-        """Whether all weights have a gradient at birth: it is the difference of branches born alike."""
-        return any(node.like is not None for node in self.nodes)
-
-    @property
     def num_hidden(self) -> int:
         """Layers of hidden units on the longest way from input to output: layers with a size but the last."""
         layers = {INPUT: 0}

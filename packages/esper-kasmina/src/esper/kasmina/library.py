@@ -12,8 +12,8 @@ from esper.kasmina.operators import missing_operators
 
 ROWS = {
     "normalised_mlp": (2, 4),
-    "residual_conv": (2,),
-    "residual_conv1d": (2,),
+    "residual_conv": (2, 4),
+    "residual_conv1d": (2, 4),
     "transformer_block": (3,),
 }
 """Designs that also come as so many blocks in a row, because fewer and larger growths do better than many

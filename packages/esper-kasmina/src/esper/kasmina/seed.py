@@ -115,8 +115,7 @@ class Seed:
             case SeedState.GERMINATED | SeedState.LOADING | SeedState.EVALUATING:
                 return True
             case SeedState.TRAINING:
-                alone = self.block is not None and self.block.ir.is_born_alive
-                return alone or self.steps_in_state >= stages.training_steps
+                return self.steps_in_state >= stages.training_steps
             case SeedState.GRAFTING:
                 return self.alpha >= 1.0
             case SeedState.STABILIZATION:

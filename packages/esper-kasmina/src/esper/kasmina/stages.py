@@ -25,9 +25,9 @@ class StageLengths:
 
     """
 
-    training_steps: int = 20
-    """The seed's own learning steps in TRAINING. A block that is the difference of two branches born alike
-    needs none: all its weights learn from the first step of the graft on (docs/experiments/0006)."""
+    training_steps: int = 0
+    """The seed's own learning steps in TRAINING. None by default: what a block learns beside the host is less
+    than what it learns within, and the steps are lost (docs/experiments/0006)."""
 
     ramp_steps: int = 20
     """Optimizer steps over which alpha rises from 0 to 1 in GRAFTING; 0: all of it at once."""

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-MIN_GAIN = 0.01
-"""A block must lower the validation loss by this share to stay: less would not pay its cost."""
+MIN_GAIN = 0.005
+"""A block must lower the validation loss by this share to stay: less would not pay its cost. It is young when
+it is judged, and mostly gains more later."""
 
 
 MIN_PAIRS = 16

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from esper.contracts import ConfigError
 
-WARM_UP_STEPS = 200
+WARM_UP_STEPS = 50
 """Adam's averages need some hundred steps to know new gradients; longer warm-ups do no better."""
 
 MOST_OF_RUN = 0.1

@@ -34,17 +34,17 @@ class Gap(Growing):
     stream_weight: float = 2.0
     """Of a place between blocks of the host, where what a block adds reaches all that follow, rather than
     within one of them."""
+    kind_weight: float = 0.25
+    """Of a block made for what flows at the place: at tokens, one that mixes them."""
     size_weight: float = 0.5
-    """Of what the size of a block is worth (`worth`)."""
+    """Of what the size of a block is worth (`Sizes.worth`)."""
     bottleneck_weight: float = 10.0
     """Of being a bottleneck, and once more of being the narrowest: more than place and gap can be."""
     row_weight: float = 5.0
     """Of a path past a row of layers most of which are narrow."""
-    samples_per_parameter: float = 10.0
-    """What is grown makes the model so large that, for the operations that are left, each parameter sees so
-    many samples (Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models")."""
-    least_worth: float = 0.2
-    """What mends no bottleneck has to be worth this much, for every growth disturbs what is learned."""
+    more_share: float = 0.5
+    """What grows later has to be worth this share of all that has grown, for every growth disturbs what is
+    learned: few and large ones do better than many. A bottleneck is mended in any case."""
     least_score: float | None = 0.0
 
     @override
@@ -52,10 +52,11 @@ class Gap(Growing):
         self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
     ) -> tuple[float, dict[str, float]]:
         """Return the weighted sum of what the place and the size of the block are worth."""
-        place, numbers = self._place(observation, seed)
+        _, numbers = self._place(observation, seed)
         size = kernel.num_parameters / max(1, observation.num_parameters)
-        worth = self.worth(observation, kernel)
-        return self._total(place, worth), numbers | {"size": size, "worth": worth}
+        worth = observation.sizes.worth(kernel)
+        (score,) = self.scores(observation, seed, [kernel])
+        return score, numbers | {"size": size, "worth": worth}
 
     @override
     def scores(
@@ -63,26 +64,18 @@ class Gap(Growing):
     ) -> Sequence[float]:
         """Return the score of each kernel; what the place is worth is asked once."""
         place, _ = self._place(observation, seed)
-        return [self._total(place, self.worth(observation, kernel)) for kernel in kernels]
-
-    def _total(self, place: float, worth: float) -> float:
-        if place < self.bottleneck_weight and worth < self.least_worth:
-            return self.size_weight * (worth - self.least_worth)
-        return place + self.size_weight * worth
-
-    def worth(self, observation: Observation, kernel: CompiledKernelArtifact) -> float:
-        """Return what a block's size is worth, next to what has grown so far: more is worth less and less.
-
-        It is the difference of `log(1 + s) - s / (1 + aim)` after and before, for all that has grown being
-        `s` times as large as the model began: highest where that is the aim.
-        """
-        grown = observation.grown_parameters
-        began = max(1, observation.num_parameters - grown)
-        aim = _aim(observation, began, self.samples_per_parameter)
-        if kernel.signature.inputs is not None:
-            aim = max(1.0, aim)  # a layer that is narrow shows that the model is too small
-        before, more = grown / began, kernel.num_parameters / began
-        return math.log1p(before + more) - math.log1p(before) - more / (1 + aim)
+        kind, sizes = observation.site_of(seed).signature.kind, observation.sizes
+        least = max(0.0, self.more_share * sizes.worth_so_far)
+        is_bottleneck = place >= self.bottleneck_weight
+        scores: list[float] = []
+        for kernel in kernels:
+            worth = sizes.worth(kernel)
+            if is_bottleneck or worth > least:
+                fit = self.kind_weight * (kernel.signature.kind is kind)
+                scores.append(place + fit + self.size_weight * worth)
+            else:
+                scores.append(self.size_weight * min(worth, 0.0) - 1.0)
+        return scores
 
     def _place(self, observation: Observation, seed: SeedStatus) -> tuple[float, dict[str, float]]:
         site = observation.site_of(seed)
@@ -108,14 +101,3 @@ class Gap(Growing):
         if widths.is_bottleneck(site):
             return self.bottleneck_weight * (1 + share / widths.largest_share), numbers
         return WIDE, numbers
-
-
-def _aim(observation: Observation, began: int, samples_per_parameter: float) -> float:
-    """Return how large all that is grown is to become, in parameters of the model as it began.
-
-    A model of n times the parameters sees `1 / n` times as many samples for the same operations, so that
-    `n` is the root of how many times too many there are. Where nobody knows how many, twice as large.
-    """
-    if (samples := observation.samples_left) is None:
-        return 2.0
-    return max(0.0, math.sqrt(samples / samples_per_parameter / began) - 1)

@@ -19,7 +19,9 @@ from esper.contracts import (
     SeedState,
     SeedStatus,
     Site,
+    SiteKind,
 )
+from esper.tamiyo.policies.sizes import TOKENS_PER_SAMPLE, Sizes
 from esper.tamiyo.policies.widths import Widths
 
 
@@ -107,9 +109,17 @@ class Observation:
 
     @cached_property
     def samples_left(self) -> float | None:
-        """Samples that the steps still to come will see; None where nobody can tell."""
-        batch = max((signal.batch_samples for signal in self.health), default=0)
-        return None if self.steps_left is None or not batch else self.steps_left * batch
+        """Samples that the steps still to come will see; None where nobody can tell.
+
+        Of tokens, each of which looks back and predicts the next, `TOKENS_PER_SAMPLE` count as one.
+        """
+        plain = [site for site in self.sites if site.widens is None]
+        signals = [self._health.get((site.layer_id, 0)) for site in plain]
+        batch = max((s.batch_samples for s in signals if s is not None), default=0)
+        if self.steps_left is None or not batch:
+            return None
+        tokens = any(site.signature.kind is SiteKind.CAUSAL_SEQUENCE for site in plain)
+        return self.steps_left * batch / (TOKENS_PER_SAMPLE if tokens else 1)
 
     def is_inside(self, site: Site) -> bool:
         """Tell whether a site is within a block at whose output there is a site, too."""
@@ -121,11 +131,13 @@ class Observation:
         return {site.name for site in self.sites if site.widens is None}
 
     @cached_property
-    def grown_parameters(self) -> int:
-        """Parameters of the blocks that were kept."""
+    def sizes(self) -> Sizes:
+        """What the sizes of kernels are worth."""
         sizes = {kernel.kernel_id: kernel.num_parameters for kernel in self.kernels}
         kept = (seed for seed in self.seeds if seed.state is SeedState.FOSSILIZED)
-        return sum(sizes.get(seed.kernel_id or "", 0) for seed in kept)
+        grown = sum(sizes.get(seed.kernel_id or "", 0) for seed in kept)
+        began = max(1, self.num_parameters - grown)
+        return Sizes(began=began, grown=grown, samples_left=self.samples_left)
 
 
 @dataclass(frozen=True, kw_only=True)
