@@ -47,6 +47,39 @@ def test_a_design_is_filed_under_the_hash_of_its_content() -> None:
         Blueprint(blueprint_id="0" * 64, ir=ir())
 
 
+def test_a_branch_can_be_born_like_another_and_be_subtracted_from_it() -> None:
+    other = node(UP, name="other", like="up")
+    both = {"name": "difference", "op": "subtract", "inputs": ["up", "other"]}
+    design = ir(UP, other, both)
+    assert [each.like for each in design.nodes] == [None, "up", None]
+    written = design.model_dump(mode="json")["nodes"]
+    assert [each.get("like", "nothing") for each in written] == ["nothing", "up", "nothing"]
+    assert design.content_hash() != ir(UP, node(other, like=None), both).content_hash()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_hidden"),
+    [
+        ((UP,), 0),
+        ((UP, ACT, DOWN), 1),
+        ((ACT | {"inputs": ["input"]},), 0),
+        (
+            (
+                UP,
+                node(UP, name="second", inputs=["up"]),
+                {"name": "sum", "op": "add", "inputs": ["up", "second"]},
+                node(DOWN, inputs=["sum"]),
+            ),
+            2,
+        ),
+    ],
+)
+def test_hidden_layers_are_counted_along_the_longest_way(
+    nodes: tuple[dict[str, Any], ...], num_hidden: int
+) -> None:
+    assert ir(*nodes).num_hidden == num_hidden
+
+
 def test_the_hash_of_a_design_never_changes() -> None:
     golden = "7695c2ca"
     assert ir().content_hash()[:8] == golden
@@ -59,6 +92,12 @@ def test_the_hash_of_a_design_never_changes() -> None:
         ([node(UP, op="__import__")], r"uses operator '__import__'"),
         ([ACT, UP], r"node 'act' reads \['up'\]; it may read \['input'\]"),
         ([UP, node(ACT, inputs=["act"])], r"node 'act' reads \['act'\]"),
+        ([node(UP, like="up")], r"born like 'up'; expected an earlier node, one of \[\]"),
+        ([UP, node(ACT, like="up")], r"born like 'up', which is another layer: linear"),
+        (
+            [UP, node(UP, name="other", params={"out": "D"}, like="up")],
+            r"another layer: linear {'out': '4\*D'}, not linear {'out': 'D'}",
+        ),
         ([UP, node(UP)], r"two values are called 'up'; names must be unique"),
         ([node(UP, name="input")], r"two values are called 'input'"),
         ([CONV], r"node 'conv': conv2d does not work on features sites"),

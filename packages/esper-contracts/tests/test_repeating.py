@@ -29,6 +29,17 @@ def test_each_block_reads_what_those_before_it_made() -> None:
     assert len(nodes) == 3 * 3 + 2 * 2
 
 
+def test_branches_born_alike_are_so_within_each_block() -> None:
+    like = OperatorNode(
+        name="other", op="linear", inputs=("input",), params={"out": "2*D"}, like="up"
+    )
+    twice = repeat(BLOCK.model_copy(update={"nodes": (BLOCK.nodes[0], like)}), 2)
+    assert {n.name: n.like for n in twice.nodes if n.like} == {
+        "b0_other": "b0_up",
+        "b1_other": "b1_up",
+    }
+
+
 def test_once_is_the_design_itself() -> None:
     assert repeat(BLOCK, 1) is BLOCK
 

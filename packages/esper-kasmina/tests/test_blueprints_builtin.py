@@ -193,8 +193,9 @@ def test_causal_blocks_never_look_ahead(
     limit = TOLERANCES[dtype] * max(1.0, float(before.double().abs().max()))
     assert float((before - after)[:, :now].double().abs().max()) <= limit
     assert float((before[:, :now] - cut).double().abs().max()) <= limit
-    # What comes later is seen at its own place, so this test can fail. A norm hides one feature.
-    assert features == 1 or not torch.equal(before[:, now:], after[:, now:])
+    # What comes later is seen at its own place, so this test can fail. But a norm hides one feature, and of
+    # two all but which is larger.
+    assert features <= 2 or not torch.equal(before[:, now:], after[:, now:])
 
 
 @pytest.mark.parametrize("name", ["self_attention", "token_mixing"])

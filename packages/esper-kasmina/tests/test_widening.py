@@ -122,11 +122,13 @@ def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
     assert [(s.layer_id, s.label, s.signature.key) for s in found.sites] == [
         (0, "0", "features-8-float32-cpu"),
         (1, "0 wider, into 1.up", "features-5-to-16-float32-cpu"),
-        (2, "1.up", "features-16-float32-cpu"),
-        (3, "1.up wider, into 1.down", "features-8-to-8-float32-cpu"),
-        (4, "1.down", "features-8-float32-cpu"),
-        (5, "3", "features-6-float32-cpu"),
-        (6, "3 wider, into 4", "features-8-to-3-float32-cpu"),
+        (2, "path past 2 layers from 0, into 1.down", "features-5-to-8-float32-cpu"),
+        (3, "1.up", "features-16-float32-cpu"),
+        (4, "1.up wider, into 1.down", "features-8-to-8-float32-cpu"),
+        (5, "1.down", "features-8-float32-cpu"),
+        (6, "1", "features-8-float32-cpu"),
+        (7, "3", "features-6-float32-cpu"),
+        (8, "3 wider, into 4", "features-8-to-3-float32-cpu"),
     ]
 
 
@@ -400,7 +402,8 @@ def test_kernels_go_only_where_they_fit() -> None:
     bed, _ = wide_bed()
     own = bed.blueprints
     wide = [ir for ir in own if ir.widens]
-    assert {ir.name for ir in wide} == {"wider", "wider_half", "wider_quarter"}
+    sizes = ("", "_half", "_quarter")
+    assert {ir.name for ir in wide} == {f"{n}{s}" for n in ("wider", "path2") for s in sizes}
     for site in bed.sites:
         assert {ir.widens for ir in own if ir.fits(site.signature)} == {site.widens is not None}
     with pytest.raises(BlueprintError, match=r"wrap\(…, widen=True\) makes places for them"):
