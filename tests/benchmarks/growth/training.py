@@ -26,9 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.contracts import IN_FLIGHT, SeedState
 from esper.tamiyo import Figures, Tamiyo
 
-SHARE_OF_RATE = "share_of_rate"
-"""Of a group of parameters that learns at another rate than the rest, in its settings."""
-
 DECISIONS = 40
 """Decision points of a run."""
 
@@ -118,8 +115,7 @@ def train(
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, progress: float) -> None:
     """Follow a warm-up of 50 steps and a cosine over the budget."""
     for group in optimizer.param_groups:
-        share = rate * min(1, (step + 1) / 50) * group.get(SHARE_OF_RATE, 1.0)
-        group["lr"] = share * (1 + math.cos(math.pi * progress)) / 2
+        group["lr"] = rate * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def result_of(

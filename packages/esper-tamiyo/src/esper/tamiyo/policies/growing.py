@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from itertools import count
 from typing import NamedTuple
 
 from esper.contracts import (
@@ -112,16 +113,10 @@ class Growing(ABC):
         self, observation: Observation, refused: Collection[str]
     ) -> tuple[int, Sequence["_Scored"]]:
         """Return how many candidates there are, and the best of them, best first."""
-        num_scored = 0
-
-        def counted() -> Iterator[_Scored]:
-            nonlocal num_scored
-            for each in self._score_all(observation, refused):
-                num_scored += 1
-                yield each
-
-        best = nsmallest(MOST_CANDIDATES, counted())
-        return num_scored, best
+        counter = count()
+        scored = (each for each, _ in zip(self._score_all(observation, refused), counter))  # noqa: B905
+        best = nsmallest(MOST_CANDIDATES, scored)
+        return next(counter), best
 
     def _score_all(self, observation: Observation, refused: Collection[str]) -> Iterator["_Scored"]:
         """Score every place that can grow with every kernel that fits it and did not fail there."""
@@ -137,11 +132,13 @@ class Growing(ABC):
                 kernels = [each for each in affordable if observation.suits(each, site)]
                 fitting[site.signature, site.spans] = kernels
             scores = self.scores(observation, seed, kernels)
+            seed_id = seed.seed_id
             for kernel, score in zip(kernels, scores, strict=True):
-                if (seed.seed_id, kernel.kernel_id) not in failed:
-                    is_copy = last is not None and last.kernel_id == kernel.kernel_id
+                kernel_id = kernel.kernel_id
+                if (seed_id, kernel_id) not in failed:
+                    is_copy = last is not None and last.kernel_id == kernel_id
                     copy_of = last.seed_id if last is not None and is_copy else None
-                    yield _Scored(-score, seed.seed_id, kernel.kernel_id, seed, kernel, copy_of)
+                    yield _Scored(-score, seed_id, kernel_id, seed, kernel, copy_of)
 
     def _candidate(self, observation: Observation, scored: "_Scored") -> Candidate:
         score, numbers = self.score(observation, scored.seed, scored.kernel)

@@ -8,6 +8,7 @@ was small (docs/experiments/0006).
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from esper.contracts import CompiledKernelArtifact
 
@@ -35,7 +36,7 @@ class Sizes:
     samples_left: float | None
     _worths: dict[str, float] = field(default_factory=dict[str, float], init=False, repr=False)
 
-    @property
+    @cached_property
     def aim(self) -> float:
         """How large all that is grown is to become, in parameters of the model as it began; 0: nothing."""
         if self.samples_left is None:
@@ -57,7 +58,7 @@ class Sizes:
             self._worths[kernel.kernel_id] = found
         return found
 
-    @property
+    @cached_property
     def worth_so_far(self) -> float:
         """What all that was kept is worth."""
         return self._value(self.grown, self.aim)
