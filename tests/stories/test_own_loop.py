@@ -27,7 +27,7 @@ from esper.contracts import (
     SystemStatePacket,
 )
 from esper.contracts.registry import bus_factory
-from esper.kasmina import load, wrap
+from esper.kasmina import StageLengths, load, wrap
 from esper.kasmina.graft import Graft
 from esper.tamiyo import (
     Figures,
@@ -47,6 +47,9 @@ ROOT = Path(__file__).parents[2]
 
 EAGER = Heuristic(timing=Plateau(stall_improvement=10.0))
 """Grows as soon as it has seen a trend, however well learning goes."""
+
+STAGES = StageLengths(training_steps=20)
+"""With isolated learning, so that a seed is in each of its stages at some decision point."""
 
 
 def test_the_readme_snippet_runs_as_printed(tmp_path: Path) -> None:
@@ -103,7 +106,11 @@ class Loop:
             nn.Dropout(0.1),
             nn.Linear(6, 3),
         )
-        self.bed = wrap(self.model, depth=depth) if saved_in is None else load(self.model, saved_in)
+        self.bed = (
+            wrap(self.model, depth=depth, stages=STAGES)
+            if saved_in is None
+            else load(self.model, saved_in, stages=STAGES)
+        )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=3)
         self.tamiyo = Tamiyo(
