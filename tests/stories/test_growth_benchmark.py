@@ -22,7 +22,7 @@ def run(script: str, *options: str) -> str:
 
 
 def compete(out: Path) -> str:
-    options = ("--problems", "plain", "--seeds", "1", "--share", "0.05", "--rates", "0.01")
+    options = ("--problems", "plain", "--seeds", "1", "--share", "0.025", "--rates", "0.01")
     return run("growth", *options, "--out", str(out))
 
 
