@@ -133,6 +133,21 @@ def test_blocks_grow_between_blocks_of_the_host_rather_than_within_one() -> None
     assert chosen.seed_id == (1, 0)
 
 
+@pytest.mark.parametrize(("steps", "is_mended"), [(100, True), (50, False)])
+def test_a_bottleneck_is_mended_unless_the_model_is_too_large_for_the_samples(
+    steps: int, is_mended: bool
+) -> None:
+    sites = [block(0, "a"), units(1, "a", "b")]
+    kernels = [kernel(1, num_parameters=500), kernel(2, num_parameters=500, signature=PAIR)]
+    batch = {"batch_samples": 4}
+    health = [healthy(0, gap=1.0).model_copy(update=batch), healthy(1, gap=1.0, gain=0.1)]
+    proposal = Gap(timing=ALWAYS).propose(seen(sites, kernels, *health, steps=steps))
+    # 1,000 parameters, 4,000 or 2,000 samples
+    assert (None if proposal.chosen is None else proposal.chosen.seed_id) == (
+        (1, 0) if is_mended else None
+    )
+
+
 @pytest.mark.parametrize(
     ("steps", "batch", "size"),
     [

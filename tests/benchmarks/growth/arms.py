@@ -124,7 +124,7 @@ def arms_of(problem: Problem) -> Sequence[str]:
     names = [*GROWS, *SCRATCH, GROMO, SMALL, NEVER, *statics]
     absent = () if problem.mlp is not None and rival.is_installed() else (GROMO,)
     if problem.block is None:
-        absent = (*absent, *(name for name in names if "blocks" in name))
+        absent = (*absent, *(name for name in names if name.startswith("blocks")))
     return [name for name in names if name not in absent]
 
 

@@ -64,16 +64,16 @@ class Gap(Growing):
     ) -> Sequence[float]:
         """Return the score of each kernel; what the place is worth is asked once."""
         place, _ = self._place(observation, seed)
-        kind, worth = observation.site_of(seed).signature.kind, observation.sizes.worth
-        least = max(0.0, self.more_share * observation.sizes.worth_so_far)
-        if place >= self.bottleneck_weight:
+        kind, sizes = observation.site_of(seed).signature.kind, observation.sizes
+        least = max(0.0, self.more_share * sizes.worth_so_far)
+        if place >= self.bottleneck_weight and sizes.aim > 0:
             least = -math.inf
         fit, weight = self.kind_weight, self.size_weight
         return [
             place + fit * (kernel.signature.kind is kind) + weight * value
             if value > least
             else weight * min(value, 0.0) - 1.0
-            for kernel, value in zip(kernels, map(worth, kernels), strict=True)
+            for kernel, value in zip(kernels, map(sizes.worth, kernels), strict=True)
         ]
 
     def _place(self, observation: Observation, seed: SeedStatus) -> tuple[float, dict[str, float]]:

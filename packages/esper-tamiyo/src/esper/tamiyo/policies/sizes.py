@@ -22,7 +22,7 @@ UNKNOWN_AIM = 2.0
 """Where nobody can tell how many samples are to come, growth aims at three times the size."""
 
 LEAST_AIM = 1.0
-"""A model that should not even double is left as it is; but narrow layers show that it is too small."""
+"""A model that should not even double is left as it is, unless a narrow layer shows that it is too small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,13 @@ class Sizes:
 
     @cached_property
     def aim(self) -> float:
-        """How large all that is grown is to become, in parameters of the model as it began; 0: nothing."""
+        """How large all that is grown should become, in parameters of the model as it began.
+
+        Below 0 the model is too large already.
+        """
         if self.samples_left is None:
             return UNKNOWN_AIM
-        aim = math.sqrt(self.samples_left / SAMPLES_PER_PARAMETER / self.began) - 1
-        return aim if aim >= LEAST_AIM else 0.0
+        return math.sqrt(self.samples_left / SAMPLES_PER_PARAMETER / self.began) - 1
 
     def worth(self, kernel: CompiledKernelArtifact) -> float:
         """Return what a block adds to the worth of all that is grown: more is worth less and less.
@@ -52,7 +54,8 @@ class Sizes:
         """
         found = self._worths.get(kernel.kernel_id)
         if found is None:
-            aim = self.aim if kernel.signature.inputs is None else max(LEAST_AIM, self.aim)
+            is_for_narrow = kernel.signature.inputs is not None and self.aim > 0
+            aim = max(LEAST_AIM, self.aim) if is_for_narrow else self._aim_of_blocks
             more = kernel.num_parameters
             found = self._value(self.grown + more, aim) - self._value(self.grown, aim)
             self._worths[kernel.kernel_id] = found
@@ -61,7 +64,11 @@ class Sizes:
     @cached_property
     def worth_so_far(self) -> float:
         """What all that was kept is worth."""
-        return self._value(self.grown, self.aim)
+        return self._value(self.grown, self._aim_of_blocks)
+
+    @property
+    def _aim_of_blocks(self) -> float:
+        return self.aim if self.aim >= LEAST_AIM else 0.0
 
     def _value(self, grown: int, aim: float) -> float:
         size = grown / self.began
