@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from kasmina_beds import bed_of
-from kasmina_factory import QUICK, S, grow, wake
+from kasmina_factory import QUICK, ROW_NAMES, S, grow, wake
 from kasmina_hosts import Residual
 from torch import Tensor, nn
 
@@ -126,7 +126,8 @@ class Chain(nn.Module):
 
 def grown_with_every_blueprint(kind: SiteKind) -> Grown:
     """Return a host of one kind of site, with one site for each built-in design of that kind."""
-    names = [ir.name for ir in builtin_blueprints() if ir.kind is kind and not ir.widens]
+    designs = [ir for ir in builtin_blueprints() if ir.kind is kind and not ir.widens]
+    names = [ir.name for ir in designs if ir.name not in ROW_NAMES]
     assert names
     make, shape = _LAYERS[kind]
     torch.manual_seed(0)

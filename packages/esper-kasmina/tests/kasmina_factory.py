@@ -35,6 +35,7 @@ from esper.kasmina import (
     key_id_of,
     pack_kernel,
 )
+from esper.kasmina.library import ROWS
 
 S = SeedState
 
@@ -212,6 +213,10 @@ def admit(
     kernel, blob = crucible.kernel(ir, wanted.model_copy(update={"kind": ir.kind}), change)
     bed.admit(kernel, blob)
     return kernel.kernel_id
+
+
+ROW_NAMES = frozenset(f"{name}_x{times}" for name, rows in ROWS.items() for times in rows)
+"""Built-in designs that repeat others: where time matters, those others speak for them."""
 
 
 def grow(

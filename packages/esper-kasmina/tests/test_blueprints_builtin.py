@@ -12,10 +12,10 @@ import torch
 from design_factory import DTYPES, TOLERANCES, built, normal_like, wake
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kasmina_factory import blueprint
+from kasmina_factory import ROW_NAMES, blueprint
 from torch import Tensor
 
-from esper.contracts import BlueprintIR, SiteKind, repeat, sha256_hex
+from esper.contracts import BlueprintIR, SiteKind, sha256_hex
 from esper.kasmina import (
     Block,
     builtin_blueprints,
@@ -25,16 +25,14 @@ from esper.kasmina import (
     probe_shape,
     unpack_kernel,
 )
-from esper.kasmina.library import ROWS
 
 WIDTHS = st.sampled_from([1, 2, 3, 4, 7, 16, 30])
 EVERY = pytest.mark.parametrize("ir", builtin_blueprints(), ids=lambda ir: ir.name)
-ROWS_OF = {repeat(blueprint(name), n).name for name, times in ROWS.items() for n in times}
 CAUSAL = [
     ir
     for ir in builtin_blueprints()
     # A row looks back if its block does; here the rounding of its norms would add up.
-    if ir.kind is SiteKind.CAUSAL_SEQUENCE and ir.name not in ROWS_OF
+    if ir.kind is SiteKind.CAUSAL_SEQUENCE and ir.name not in ROW_NAMES
 ]
 
 

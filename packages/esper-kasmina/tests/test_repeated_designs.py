@@ -5,11 +5,10 @@
 
 import pytest
 import torch
-from kasmina_factory import wake
+from kasmina_factory import ROW_NAMES, wake
 
 from esper.contracts import BlueprintIR, KernelSignature, repeat
 from esper.kasmina import build_block, builtin_blueprints, initialise_block, probe_shape
-from esper.kasmina.library import ROWS
 
 
 @pytest.mark.parametrize(
