@@ -13,11 +13,7 @@ from esper.kasmina import build_block, builtin_blueprints, initialise_block, pro
 
 @pytest.mark.parametrize(
     "ir",
-    [
-        ir
-        for ir in builtin_blueprints()
-        if not ir.widens and ir.name.rpartition("_x")[0] not in ROWS
-    ],
+    [ir for ir in builtin_blueprints() if not ir.widens and ir.name not in ROW_NAMES],
     ids=lambda ir: ir.name,
 )
 @pytest.mark.parametrize("times", [2, 3])
