@@ -38,6 +38,7 @@ from esper.contracts import (
     get_logger,
 )
 from esper.tamiyo import remembering
+from esper.tamiyo.claiming import check_arguments, claim
 from esper.tamiyo.forge import OnForged, forge_kernels
 from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
 from esper.tamiyo.outcomes import field_report, kernel_of
@@ -59,9 +60,6 @@ _log = get_logger(__name__)
 _S = SeedState
 
 _OUTCOMES = (_S.FOSSILIZED, *UNDONE)
-
-_controlled: set[int] = set()
-"""Ids of the beds that have a controller now, each kept alive by it."""
 
 
 class Tamiyo:
@@ -113,7 +111,7 @@ class Tamiyo:
         on_forged: OnForged | None = None,
         warm_up_steps: int = WARM_UP_STEPS,
     ) -> None:
-        _check_arguments(bed, optimizer)
+        check_arguments(bed, optimizer)
         self.bed = bed
         self.policy = policy or Gap()
         self.epoch = 0
@@ -152,8 +150,7 @@ class Tamiyo:
         except BaseException:
             self._closing.close()
             raise
-        _controlled.add(id(bed))
-        self._closing.callback(_controlled.discard, id(bed))
+        self._closing.callback(claim(bed))
         self._closing.callback(bed.detach)
         atexit.register(self.close)
 
@@ -493,22 +490,6 @@ class Tamiyo:
                 self._runtime.publish(content)
             case _:
                 pass
-
-
-def _check_arguments(bed: object, optimizer: object) -> None:
-    if not hasattr(bed, "execute"):
-        raise ConfigError(
-            f"Tamiyo got a {type(bed).__name__}; expected a seed bed: Tamiyo(wrap(model), optimizer)"
-        )
-    if not hasattr(optimizer, "param_groups"):
-        raise ConfigError(
-            f"Tamiyo got a {type(optimizer).__name__} as optimizer; expected a torch.optim.Optimizer"
-        )
-    if id(bed) in _controlled:
-        raise ConfigError(
-            "this seed bed has a controller already, and two would undo each other's work; close the "
-            "first, for example by using it in a with statement"
-        )
 
 
 def _figures(epoch: EpochFigures) -> Figures:
