@@ -77,6 +77,13 @@ def test_one_narrow_layer_is_a_bottleneck_and_most_of_a_row_are_a_narrow_row(
     assert found.is_narrow_row(ROW[2]) == row
 
 
+def test_in_a_narrow_row_a_layer_half_as_wide_as_another_is_a_bottleneck_all_the_same() -> None:
+    sites = [ROW[0], *ROW[1:3], block(3, "b", width=12), *ROW[4:]]
+    found = widths(0.2, 0.1, 0.3, sites=sites)
+    assert found.is_narrow_row(ROW[2])
+    assert [s.layer_id for s in sites if s.spans == 1 and found.is_bottleneck(s)] == [1, 6]
+
+
 def test_a_layer_wider_than_what_it_reads_and_feeds_lacks_no_units_nor_does_any_that_seems_less() -> (
     None
 ):

@@ -63,8 +63,11 @@ class Widths:
         return narrow >= 2 and 2 * narrow > len(row)
 
     def is_bottleneck(self, site: Site) -> bool:
-        """Tell whether a layer is narrow and its row is not."""
-        return self.is_narrow(site) and site.layer_id not in self._in_narrow_rows
+        """Tell whether a layer is narrow and its row is not, or has another layer of twice its width."""
+        row = self._narrow_rows.get(site.layer_id)
+        if row is None or not self.is_narrow(site):
+            return self.is_narrow(site)
+        return 2 * self._width_of(site) <= max(self._width_of(pair) for pair in row)
 
     @cached_property
     def largest_share(self) -> float:
@@ -72,8 +75,7 @@ class Widths:
         return max(self._shares.values(), default=UNKNOWN)
 
     def _is_wide(self, site: Site) -> bool:
-        width = self._width.get(site.widens or "", 0)
-        return width > max(site.signature.inputs or 0, site.signature.features)
+        return self._width_of(site) > max(site.signature.inputs or 0, site.signature.features)
 
     @cached_property
     def _not_for_width(self) -> float:
@@ -96,9 +98,11 @@ class Widths:
         plain = (site for site in self.sites if site.widens is None)
         return {site.name: site.signature.features * site.num_seeds for site in plain}
 
+    def _width_of(self, site: Site) -> int:
+        return self._width.get(site.widens or "", 0)
+
     @cached_property
-    def _in_narrow_rows(self) -> set[int]:
-        paths = (site for site in self.sites if site.spans > 1)
-        return {
-            pair.layer_id for path in paths if self.is_narrow_row(path) for pair in self.row(path)
-        }
+    def _narrow_rows(self) -> dict[int, Sequence[Site]]:
+        """The row of each place for new units in a narrow one, by the place's layer id."""
+        paths = [site for site in self.sites if site.spans > 1 and self.is_narrow_row(site)]
+        return {pair.layer_id: row for row in map(self.row, paths) for pair in row}
