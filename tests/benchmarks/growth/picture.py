@@ -8,9 +8,12 @@ from pathlib import Path
 
 from arms import DEFAULT, GROMO, GROWS, SCRATCH, SMALL, STATIC
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from tables import Table
 
 GREEN, BLUE, GREY = "#1b7837", "#2166ac", "#777777"
+
+MARKERS = dict(zip((*GROWS, *SCRATCH, GROMO), "*sDv^<>Pp", strict=True))
 
 
 def draw(tables: Sequence[Table], path: Path) -> None:
@@ -30,23 +33,37 @@ def draw(tables: Sequence[Table], path: Path) -> None:
             axes.plot(
                 [table.mean(arm, "parameters")] * len(values), values, ".", color=GREY, alpha=0.3
             )
-        markers = iter("*sDv^<>Pp")
-        for arm in [arm for arm in table.arms if arm in {*GROWS, *SCRATCH, GROMO}]:
+        for arm in [arm for arm in table.arms if arm in MARKERS]:
             color = GREEN if arm == DEFAULT else BLUE if arm in {*GROWS, GROMO} else GREY
             axes.plot(
                 [table.mean(arm, "parameters")],
                 [table.mean(arm)],
-                next(markers),
+                MARKERS[arm],
                 color=color,
                 markersize=13 if arm == DEFAULT else 7,
                 fillstyle="full" if arm in {*GROWS, GROMO} else "none",
                 label=arm,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(table.problem.name, fontsize=10)
         axes.set_xlabel("parameters at the end; equal training FLOPs")
         axes.set_ylabel(table.unit)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=6, frameon=False)
+    known = {
+        label: line
+        for axes in figure.axes
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        known.values(),
+        known.keys(),
+        loc="outside lower center",
+        ncols=min(5, len(known)),
+        fontsize=8,
+        frameon=False,
+    )
     figure.savefig(path)

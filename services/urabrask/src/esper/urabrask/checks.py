@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import CheckResult, KernelSignature, SiteKind
-from esper.kasmina.kernels import DTYPES, output_shape, probe_shape
+from esper.kasmina.kernels import DTYPES, Block, output_shape, probe_shape
 from esper.urabrask.meters import ForwardCost, forward_cost
 
 PROBE_SEED = 20240229
@@ -34,7 +34,7 @@ PERTURBATION = 0.1
 """Standard deviation of what is added to the weights to wake a block whose last layer is zero."""
 LARGE_INPUT = 1e3
 LEARNING_STEPS = 40
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 1e-2
 """Up to 32 features; wider blocks take it in inverse proportion, or they overshoot."""
 LEARNING_LIMIT = 0.95
 """Loss after over loss before. Useful blocks get well below; one stuck at its birth stays at 1."""
@@ -142,13 +142,15 @@ def check_gradients(specimen: Specimen) -> CheckResult:
 def check_learning(specimen: Specimen) -> CheckResult:
     """Take a few Adam steps on a synthetic regression, a random mix of the features; the lowest loss counts.
 
-    Deep blocks need smaller steps than a fixed rate gives, and may rise again.
+    The deeper a block, the smaller its steps; it may rise again.
     """
     # Half-precision kernels train with float32 weights, as under mixed precision.
     dtype = torch.float64 if specimen.signature.dtype == "float64" else torch.float32
     learner, x = copy.deepcopy(specimen.block).to(dtype), specimen.x.to(dtype)
     target = _regression_target(x, specimen.signature)
-    rate = LEARNING_RATE * min(1.0, 32 / specimen.signature.features)
+    block = specimen.block
+    depth = max(2, block.ir.num_hidden if isinstance(block, Block) else 0)
+    rate = LEARNING_RATE * min(1.0, 32 / specimen.signature.features) * math.sqrt(2 / depth)
     optimizer = torch.optim.Adam(learner.parameters(), lr=rate)
     losses: list[float] = []
     for _ in range(LEARNING_STEPS + 1):
