@@ -174,5 +174,8 @@ def test_the_more_samples_are_to_come_the_larger_it_grows(
     signal = healthy(0, gap=1.0).model_copy(update={"batch_samples": batch})
     found = seen([block(0, "a")], kernels, signal, steps=steps)
     assert found.samples_left == (steps * 10 * batch or None)
+    if found.samples_left is not None:
+        thrice = dataclasses.replace(found, batches_per_step=3)
+        assert thrice.samples_left == 3 * found.samples_left
     chosen = Gap(timing=ALWAYS).propose(found).chosen
     assert (None if chosen is None else chosen.num_parameters) == size

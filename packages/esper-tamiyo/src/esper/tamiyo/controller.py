@@ -78,7 +78,8 @@ class Tamiyo:
         policy: where and when to grow; by default early, where the loss shows a lack.
         evaluate: measures the model on validation data. With it, a block is judged against the same
             weights without it; otherwise against the model before the graft only.
-        epochs: how many epochs the loop will run, so that nothing is grown too late to be judged.
+        epochs: how many the loop will run: nothing is grown too late, nor too large for what is to come.
+        batches_per_step: with gradient accumulation, the mini-batches whose gradients make one step.
         runtime: an open runtime to use; the caller closes it.
         log: an open event log to append to.
         resume: a folder that `checkpoint` wrote, to go on from there to the same weights. `bed` then
@@ -105,6 +106,7 @@ class Tamiyo:
         policy: Policy | None = None,
         evaluate: Evaluate | None = None,
         epochs: int | None = None,
+        batches_per_step: int = 1,
         runtime: Runtime | None = None,
         log: EventLog | None = None,
         resume: Path | str | None = None,
@@ -121,6 +123,7 @@ class Tamiyo:
         self._optimizer = optimizer
         self._evaluate = evaluate
         self._epochs = epochs
+        self._batches_per_step = batches_per_step
         self._log = log
         self._history: list[EpochFigures] = []
         self._decisions: list[AdaptationSignal] = []
@@ -399,6 +402,7 @@ class Tamiyo:
             num_parameters=self.bed.num_parameters(),
             seconds=time.monotonic() - self._begun,
             steps=self.bed.step,
+            batches_per_step=self._batches_per_step,
             designs=self._designs,
         )
 

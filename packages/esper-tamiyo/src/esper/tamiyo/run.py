@@ -163,6 +163,7 @@ def _run(
                 policy=policy,
                 evaluate=learner.measure,
                 epochs=config.epochs,
+                batches_per_step=config.accumulate,
                 runtime=runtime,
                 log=log,
                 resume=slot,

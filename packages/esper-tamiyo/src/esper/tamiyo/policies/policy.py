@@ -57,6 +57,7 @@ class Observation:
     """Wall time since the controller was made."""
     steps: int = 0
     """Optimizer steps so far; 0 where nobody counted them."""
+    batches_per_step: int = 1
     designs: Mapping[str, BlueprintIR] = field(default_factory=dict[str, BlueprintIR])
     """What kernels were built from, by `blueprint_id`, as far as that is known."""
 
@@ -118,6 +119,7 @@ class Observation:
         batch = max((s.batch_samples for s in signals if s is not None), default=0)
         if self.steps_left is None or not batch:
             return None
+        batch *= self.batches_per_step
         tokens = any(site.signature.kind is SiteKind.CAUSAL_SEQUENCE for site in plain)
         return self.steps_left * batch / (TOKENS_PER_SAMPLE if tokens else 1)
 
