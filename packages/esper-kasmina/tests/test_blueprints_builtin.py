@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kasmina_factory import ROW_NAMES, blueprint
 from torch import Tensor
 
-from esper.contracts import BlueprintIR, SiteKind, sha256_hex
+from esper.contracts import BlueprintError, BlueprintIR, SiteKind, sha256_hex
 from esper.kasmina import (
     Block,
     builtin_blueprints,
@@ -75,6 +75,30 @@ def test_designs_and_kernels_on_file_keep_their_ids(
     block = built(blueprint(name), 8)
     assert block.ir.content_hash()[:8] == blueprint_id
     assert sha256_hex(pack_kernel(block.ir, block.signature, block))[:16] == kernel_id
+
+
+def test_a_layer_born_like_one_that_reads_another_width_is_refused_by_name() -> None:
+    unlike = BlueprintIR.model_validate(
+        {
+            "name": "unlike",
+            "kind": "features",
+            "nodes": [
+                {"name": "a", "op": "linear", "inputs": ["input"], "params": {"out": "2*D"}},
+                {
+                    "name": "b",
+                    "op": "linear",
+                    "inputs": ["a"],
+                    "params": {"out": "2*D"},
+                    "like": "a",
+                },
+                {"name": "out", "op": "linear", "inputs": ["b"], "params": {"out": "D"}},
+            ],
+        }
+    )
+    with pytest.raises(
+        BlueprintError, match="'b' is to be born like 'a', whose weights have other"
+    ):
+        built(unlike, 4)
 
 
 @EVERY

@@ -72,6 +72,23 @@ def test_a_row_of_layers_has_one_path_past_all_of_them() -> None:
     assert not [site for site in plan(two, example=X, widen=True).sites if site.spans > 1]
 
 
+class DropsTokens(nn.Module):
+    """Reads more tokens than it goes on with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x).relu()[:, :3]).relu())
+
+
+def test_where_tokens_are_dropped_on_the_way_there_is_no_path_and_nothing_wider() -> None:
+    found = plan(DropsTokens(), example=random(2, 5, 6), widen=True)
+    assert [site.label for site in found.sites if site.widens] == ["second wider, into third"]
+    assert any("second, which is fed by first" in line for line in found.refused)
+
+
 @pytest.mark.parametrize(("num_layers", "depth"), [(2, 2), (3, 3), (4, 3), (6, 3)])
 def test_designs_have_as_many_hidden_layers_as_the_path_goes_past_three_at_most(
     num_layers: int, depth: int

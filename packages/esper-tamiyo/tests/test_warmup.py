@@ -88,3 +88,21 @@ def test_a_closed_warm_up_leaves_the_optimizer_alone() -> None:
 def test_a_negative_length_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"warm_up_steps=-1; expected at least 0"):
         Warmup(optimizer_of(1.0), steps=-1, epochs=10)
+
+
+def test_a_step_that_raises_an_error_leaves_no_rate_lowered() -> None:
+    optimizer = optimizer_of(1.0)
+    warmup = Warmup(optimizer, steps=10, epochs=None)
+    warmup.begin(1)
+
+    def fails() -> float:
+        raise RuntimeError("out of memory")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step(fails)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
+    assert steps(optimizer, 2) == pytest.approx([0.1, 0.2])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(fails)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
+    warmup.state_dict()
+    assert optimizer.param_groups[0]["lr"] == 1.0

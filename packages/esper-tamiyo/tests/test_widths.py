@@ -84,6 +84,21 @@ def test_in_a_narrow_row_a_layer_half_as_wide_as_another_is_a_bottleneck_all_the
     assert [s.layer_id for s in sites if s.spans == 1 and found.is_bottleneck(s)] == [1, 6]
 
 
+def test_a_layer_that_feeds_two_others_is_judged_by_each_alone() -> None:
+    sites = [units(0, "a", "b"), units(1, "b", "left"), units(2, "b", "right")]
+    path = units(3, "a", "left", spans=2)
+    found = widths(0.1, 0.2, 0.3, sites=[*sites, path], ids=(0, 1, 2))
+    assert [found.share(site) for site in sites] == pytest.approx([0.05, 0.1, 0.15])
+    assert [pair.layer_id for pair in found.row(path)] == [0, 1]
+
+
+def test_where_widths_are_not_known_a_narrow_row_has_no_bottleneck() -> None:
+    sites = [site for site in ROW if site.widens is not None]
+    found = widths(0.1, 0.2, 0.3, sites=sites)
+    assert found.is_narrow_row(ROW[2])
+    assert not any(found.is_bottleneck(site) for site in sites if site.spans == 1)
+
+
 def test_a_layer_wider_than_what_it_reads_and_feeds_lacks_no_units_nor_does_any_that_seems_less() -> (
     None
 ):

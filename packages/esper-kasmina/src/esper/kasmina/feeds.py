@@ -189,7 +189,10 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
         return f"is fed by {wide}, which {_call_problem(before)}"
     if not _acts_on_rows_alone(record, before):
         return f"is fed by {wide} through something that mixes rows or positions, as attention does"
-    if before.given.shape[:1] != record.leaf.shape[:1] or before.given.dim() != record.leaf.dim():
+    # Convolutions may have fewer positions later on; rows stay the same.
+    num_equal = 1 if isinstance(layer, _CONVOLUTIONS) else record.leaf.dim() - 1
+    is_even = before.given.shape[:num_equal] == record.leaf.shape[:num_equal]
+    if before.given.dim() != record.leaf.dim() or not is_even:
         return f"is fed by {wide}, which is given {tuple(before.given.shape)} for {tuple(record.leaf.shape)}"
     if isinstance(layer, _CONVOLUTIONS) and before.given.dim() != layer.weight.dim():
         return f"is fed by {wide}, which is given no batch; plan with one"

@@ -186,7 +186,8 @@ class HealthSampler:
         self._features = _Features(**state["features"]) if state["features"] else None
         self._pull = _Pull(**state["pull"]) if state["pull"] else None
         self._gap = None
-        if state["gap"] is not None:
+        # Sums of an older version have other columns.
+        if state["gap"] is not None and "batch_samples" in state:
             self._gap = ExpressivityGap()
             self._gap.load_state_dict(state["gap"])
 

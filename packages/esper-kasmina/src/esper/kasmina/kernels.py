@@ -231,6 +231,7 @@ def _template(text: str) -> Template:
     _check_usable(ir, signature)
     block = Block(ir, signature)
     _add_layers(block)
+    _check_likes(block)
     if (size := count_parameters(block)) > MAX_PARAMETERS:
         raise BlueprintError(
             f"blueprint {ir.name!r} has {size} parameters for {signature.key}; "
@@ -244,6 +245,24 @@ def _template(text: str) -> Template:
         num_parameters=size,
         implementations=_implementations(ir),
     )
+
+
+def _check_likes(block: Block) -> None:
+    """Refuse a layer that is to be born like one of another shape: equal sizes may read unequal widths."""
+    for node in block.ir.nodes:
+        if node.like is None or node.name not in block.contexts:
+            continue
+        mine, other = (_shapes(block, name) for name in (node.name, node.like))
+        if mine != other:
+            raise BlueprintError(
+                f"blueprint {block.ir.name!r}: node {node.name!r} is to be born like {node.like!r}, whose "
+                f"weights have other shapes: {other}, not {mine}"
+            )
+
+
+def _shapes(block: Block, name: str) -> list[tuple[int, ...]]:
+    layer = block.get_submodule(f"node_{name}")
+    return [tuple(value.shape) for value in layer.state_dict().values()]
 
 
 def _implementations(ir: BlueprintIR) -> tuple[object, ...]:

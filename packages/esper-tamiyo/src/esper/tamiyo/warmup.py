@@ -60,6 +60,7 @@ class Warmup:
 
     def close(self) -> None:
         """Let go of the optimizer. Idempotent."""
+        self._put_back()
         while self._handles:
             self._handles.pop().remove()
 
@@ -73,6 +74,7 @@ class Warmup:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far run and warm-up have got, as JSON data."""
+        self._put_back()
         rise = None if self.rise is None else asdict(self.rise)
         return {"steps_done": self._steps_done, "rise": rise}
 
@@ -82,6 +84,7 @@ class Warmup:
         self.rise = None if state["rise"] is None else Rise(**state["rise"])
 
     def _lower(self, *_: object) -> None:
+        self._put_back()
         if self.rise is None:
             return
         for group in self._groups():
@@ -92,11 +95,15 @@ class Warmup:
         self._steps_done += 1
         if self.rise is None:
             return
-        for group, rate in zip(self._groups(), self._rates, strict=True):
-            group["lr"] = rate
-        self._rates.clear()
+        self._put_back()
         done = self.rise.steps_done + 1
         self.rise = Rise(steps=self.rise.steps, steps_done=done) if done < self.rise.steps else None
+
+    def _put_back(self) -> None:
+        """Return their rates to the groups; they are lowered still after a step that raised an error."""
+        for group, rate in zip(self._groups(), self._rates, strict=False):
+            group["lr"] = rate
+        self._rates.clear()
 
     def _groups(self) -> list[dict[str, Any]]:
         return cast("list[dict[str, Any]]", self._optimizer.param_groups)

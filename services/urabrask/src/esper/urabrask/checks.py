@@ -159,7 +159,7 @@ def check_learning(specimen: Specimen) -> CheckResult:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-    lowest = min(losses, key=lambda loss: math.inf if math.isnan(loss) else loss)
+    lowest = min(losses) if all(map(math.isfinite, losses)) else math.nan
     detail = f"loss {losses[0]:.4g} to {lowest:.4g} in {LEARNING_STEPS} Adam steps"
     ratio = lowest / losses[0]
     return within("learns", ratio, LEARNING_LIMIT, detail)

@@ -114,7 +114,7 @@ class Observation:
 
         Of tokens, each of which looks back and predicts the next, `TOKENS_PER_SAMPLE` count as one.
         """
-        plain = [site for site in self.sites if site.widens is None]
+        plain = [site for site in self.sites if site.widens is None] or self.sites
         signals = [self._health.get((site.layer_id, 0)) for site in plain]
         batch = max((s.batch_samples for s in signals if s is not None), default=0)
         if self.steps_left is None or not batch:

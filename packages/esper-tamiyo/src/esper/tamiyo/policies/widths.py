@@ -48,13 +48,19 @@ class Widths:
         return self.share(site) > self._not_for_width and not self._is_wide(site)
 
     def row(self, path: Site) -> Sequence[Site]:
-        """Return the places for new units in the layers that a path goes past, in order."""
+        """Return the places for new units in the layers that a path goes past, in order.
+
+        Empty where one of them is none.
+        """
         found: list[Site] = []
-        name = path.widens
-        while name != path.name and (pair := self._pairs.get(name or "")) is not None:
+        name = path.name
+        while not found or name != path.widens:
+            pair = self._pairs.get(name)
+            if pair is None or len(found) == path.spans:
+                return []
             found.append(pair)
-            name = pair.name
-        return found
+            name = pair.widens or ""
+        return found[::-1]
 
     def is_narrow_row(self, path: Site) -> bool:
         """Tell whether most of the layers that a path goes past are narrow, two at least."""
@@ -67,7 +73,8 @@ class Widths:
         row = self._narrow_rows.get(site.layer_id)
         if row is None or not self.is_narrow(site):
             return self.is_narrow(site)
-        return 2 * self._width_of(site) <= max(self._width_of(pair) for pair in row)
+        width = self._width_of(site)
+        return width > 0 and 2 * width <= max(self._width_of(pair) for pair in row)
 
     @cached_property
     def largest_share(self) -> float:
@@ -90,8 +97,8 @@ class Widths:
 
     @cached_property
     def _pairs(self) -> dict[str, Site]:
-        """By the name of the layer that becomes wider."""
-        return {site.widens: site for site in self.sites if site.widens and site.spans == 1}
+        """By the name of the layer that new units add to, which one layer alone feeds."""
+        return {site.name: site for site in self.sites if site.widens and site.spans == 1}
 
     @cached_property
     def _width(self) -> dict[str, int]:
@@ -99,6 +106,7 @@ class Widths:
         return {site.name: site.signature.features * site.num_seeds for site in plain}
 
     def _width_of(self, site: Site) -> int:
+        """Return the width of the layer that becomes wider; 0 where it is no site, so that nobody knows."""
         return self._width.get(site.widens or "", 0)
 
     @cached_property
