@@ -41,7 +41,7 @@ class OperatorNode(Contract):
     """An earlier node of the same operator and parameters whose weights it is born with: a branch that is
     subtracted from its like is the identity at birth, and every weight has a gradient from the first step
     on, as none before a layer of zeros has (Chizat et al. 2019, "On Lazy Training in Differentiable
-    Programming", section 1.1). Left out of JSON where there is none."""
+    Programming"). Left out of JSON where there is none."""
 
     @model_validator(mode="after")
     def _check_operator(self) -> Self:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from esper.contracts import ConfigError
 
 WARM_UP_STEPS = 50
-"""Adam's averages need some hundred steps to know new gradients; longer warm-ups do no better."""
+"""Longer warm-ups do no better on average (docs/experiments/0006)."""
 
 MOST_OF_RUN = 0.1
 """No warm-up lasts longer than this share of a run whose length is known."""
