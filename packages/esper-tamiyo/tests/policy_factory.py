@@ -1,5 +1,7 @@
 """Makes what policies see, without a run: sites, seeds, kernels, health, outcomes."""
 
+import dataclasses
+
 from esper.contracts import (
     CompiledKernelArtifact,
     FieldReport,
@@ -10,7 +12,7 @@ from esper.contracts import (
     Site,
     SiteKind,
 )
-from esper.tamiyo import EpochFigures, Observation
+from esper.tamiyo import AtRandom, EpochFigures, Observation
 
 SIGNATURE = KernelSignature(kind=SiteKind.FEATURES, features=6)
 FALLING = [2.0, 1.5, 1.0, 0.7, 0.4]
@@ -116,3 +118,41 @@ def healthy(layer_id: int, *, gap: float | None, gain: float | None = None) -> H
         expressivity_gain=gain,
         num_rows=100,
     )
+
+
+ALWAYS = AtRandom(chance=1.0)
+
+READS = 5
+PAIR = KernelSignature(kind=SiteKind.FEATURES, features=6, inputs=READS)
+
+
+def block(layer_id: int, name: str, *, width: int = 6) -> Site:
+    signature = SIGNATURE.model_copy(update={"features": width})
+    return Site(layer_id=layer_id, name=name, module_type="Linear", signature=signature)
+
+
+def units(layer_id: int, wide: str, into: str, *, spans: int = 1) -> Site:
+    return Site(
+        layer_id=layer_id,
+        name=into,
+        module_type="Linear",
+        signature=PAIR,
+        widens=wide,
+        spans=spans,
+    )
+
+
+def seen(
+    sites: list[Site],
+    kernels: list[CompiledKernelArtifact],
+    *health: HealthSignal,
+    steps: int = 0,
+) -> Observation:
+    made = observation(
+        STALLED,
+        sites=sites,
+        seeds=[seed(site.layer_id) for site in sites],
+        kernels=kernels,
+        health=list(health),
+    )
+    return dataclasses.replace(made, steps=steps)

@@ -1,35 +1,11 @@
 """Which layers are too narrow, alone or in rows; and where blocks may grow around that."""
 
-import dataclasses
-
 import pytest
-from policy_factory import SIGNATURE, STALLED, healthy, kernel, observation, seed
+from policy_factory import ALWAYS, PAIR, block, healthy, kernel, seen, units
 
-from esper.contracts import CompiledKernelArtifact, HealthSignal, KernelSignature, Site, SiteKind
-from esper.tamiyo import AtRandom, Gap, Observation
+from esper.contracts import Site
+from esper.tamiyo import Gap
 from esper.tamiyo.policies.widths import UNKNOWN, Widths
-
-ALWAYS = AtRandom(chance=1.0)
-
-READS = 5
-PAIR = KernelSignature(kind=SiteKind.FEATURES, features=6, inputs=READS)
-
-
-def block(layer_id: int, name: str, *, width: int = 6) -> Site:
-    signature = SIGNATURE.model_copy(update={"features": width})
-    return Site(layer_id=layer_id, name=name, module_type="Linear", signature=signature)
-
-
-def units(layer_id: int, wide: str, into: str, *, spans: int = 1) -> Site:
-    return Site(
-        layer_id=layer_id,
-        name=into,
-        module_type="Linear",
-        signature=PAIR,
-        widens=wide,
-        spans=spans,
-    )
-
 
 ROW = [
     block(0, "a"),
@@ -115,22 +91,6 @@ def test_a_layer_wider_than_what_it_reads_and_feeds_lacks_no_units_nor_does_any_
     assert [site.layer_id for site in sites if more.is_bottleneck(site)] == [1]
 
 
-def seen(
-    sites: list[Site],
-    kernels: list[CompiledKernelArtifact],
-    *health: HealthSignal,
-    steps: int = 0,
-) -> Observation:
-    made = observation(
-        STALLED,
-        sites=sites,
-        seeds=[seed(site.layer_id) for site in sites],
-        kernels=kernels,
-        health=list(health),
-    )
-    return dataclasses.replace(made, steps=steps)
-
-
 def test_a_narrow_row_gets_a_path_before_any_block() -> None:
     kernels = [
         kernel(1, num_parameters=2000),
@@ -168,29 +128,3 @@ def test_a_bottleneck_is_mended_unless_the_model_is_too_large_for_the_samples(
     assert (None if proposal.chosen is None else proposal.chosen.seed_id) == (
         (1, 0) if is_mended else None
     )
-
-
-@pytest.mark.parametrize(
-    ("steps", "batch", "size"),
-    [
-        (0, 64, 2000),
-        (100, 0, 2000),
-        (20, 50, None),  # 10,000 samples for 1,000 parameters: twice the size would be too large
-        (54, 50, 2000),
-        (216, 50, 5000),
-        (1014, 50, 12_000),
-    ],
-)
-def test_the_more_samples_are_to_come_the_larger_it_grows(
-    steps: int, batch: int, size: int | None
-) -> None:
-    sizes = (500, 2000, 5000, 12_000, 50_000)
-    kernels = [kernel(n, num_parameters=size) for n, size in enumerate(sizes)]
-    signal = healthy(0, gap=1.0).model_copy(update={"batch_samples": batch})
-    found = seen([block(0, "a")], kernels, signal, steps=steps)
-    assert found.samples_left == (steps * 10 * batch or None)
-    if found.samples_left is not None:
-        thrice = dataclasses.replace(found, batches_per_step=3)
-        assert thrice.samples_left == 3 * found.samples_left
-    chosen = Gap(timing=ALWAYS).propose(found).chosen
-    assert (None if chosen is None else chosen.num_parameters) == size

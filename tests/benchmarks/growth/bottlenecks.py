@@ -124,9 +124,8 @@ class Transformer(nn.Module):
 
 @cache
 def _num_tokens() -> int:
-    inputs, _ = language_model().validation
-    assert inputs.shape[1] == CONTEXT
-    return 1 + int(inputs.max())
+    (embedding,) = (m for m in language_model().host().modules() if isinstance(m, Embedding))
+    return embedding.token.num_embeddings
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -38,6 +38,10 @@ class Site(Contract):
     spans: int = Field(default=1, ge=1, exclude_if=lambda spans: spans == 1)
     """For a place of new units: how many layers in a row become wider together, from `widens` to the one
     before `name`. With more than one the block is a path of its own past all of them."""
+    cost: float = Field(default=1.0, gt=0, allow_inf_nan=False, exclude_if=lambda cost: cost == 1.0)
+    """What a parameter of a block here costs next to one of the host's: for how many rows of features
+    (samples, tokens, positions of an image) it is used, divided by that of the host's parameters on average;
+    for new units, at the layer that they are beside. 1 where no example of the inputs was given."""
 
     @property
     def label(self) -> str:

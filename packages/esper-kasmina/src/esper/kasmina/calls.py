@@ -5,9 +5,8 @@
 # torch leaves parts of its types open:
 # pyright: reportUnknownMemberType=false
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self, cast
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import HostError
+from esper.kasmina.nested import map_tensors, tensors_in
 from esper.kasmina.probe import Example
 
 
@@ -71,37 +71,6 @@ class Call:
 
 def _nothing(_value: object) -> None:
     return None
-
-
-def map_tensors(
-    value: Any, change: Callable[[Tensor], Any], *, other: Callable[[Any], Any] = copy.copy
-) -> Any:
-    """Return `value` with the tensors in it (in tuples, lists, dicts) replaced; the rest by `other`."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        parts = {key: map_tensors(part, change, other=other) for key, part in items}
-        return parts if type(cast("object", value)) is dict else type(value)(parts)  # pyright: ignore
-    if isinstance(value, tuple | list):
-        parts = [map_tensors(p, change, other=other) for p in cast("Sequence[Any]", value)]
-        if isinstance(value, list):
-            return parts
-        # A named tuple takes its fields one by one.
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # pyright: ignore
-    return other(value)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value: a tensor, or tuples, lists and dicts of such."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in cast("Mapping[Any, Any]", value).values():
-            yield from tensors_in(part)
-    elif isinstance(value, tuple | list):
-        for part in cast("Sequence[Any]", value):
-            yield from tensors_in(part)
 
 
 def plain(value: Any) -> Any:

@@ -213,9 +213,10 @@ class _Survey:
                         "module_type": type(self._layers[name]).__name__,
                         **fields,
                         **depth,
+                        **self._cost(first),
                     }
                 )
-                for i, (name, fields, _) in enumerate(places)
+                for i, (name, fields, first) in enumerate(places)
             ),
             problems=tuple(problems),
             refused=(
@@ -226,6 +227,11 @@ class _Survey:
                 ),
             ),
         )
+
+    def _cost(self, name: str) -> dict[str, float]:
+        """Return what parameters cost at this layer (`Site.cost`), where an example told."""
+        sighting = self.sightings.get(name)
+        return {} if sighting is None else {"cost": float(f"{sighting.cost:.4g}")}
 
     def _wider(
         self, names: Set[str]

@@ -9,7 +9,7 @@ Shapes: `B` batch, `T` tokens, `D` features.
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from esper.contracts import HostError
 from esper.kasmina.adapters import adapter_of
 from esper.kasmina.graft import CHILD
+from esper.kasmina.nested import tensors_in
 from esper.kasmina.undo import RandomState
+from esper.kasmina.usage import Usage, rows_of
 
 type Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """Inputs for one forward pass: a tensor, positional arguments, or keyword arguments."""
@@ -38,6 +40,9 @@ class Sighting:
     """Whether the model's output depends on it, as far as gradients tell."""
     runs_its_children: bool
     """Whether it calls whatever children it has, so that a graft in it would run as one more layer."""
+    cost: float
+    """The rows of features that it returns, all calls together, next to those that a parameter of the model
+    is used for on average (see `usage`); 1 where nobody can tell."""
     looks_ahead: bool
     """Whether the first token of the model's output depends on later tokens here, or the output is
     pooled, one row per sample. Where neither is certain this is false: a block that looks ahead could
@@ -49,6 +54,7 @@ class _Record:
     num_calls: int = 0
     features: Tensor | None = None
     returned: str = ""
+    rows: int = 0
 
 
 def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str, Sighting]:
@@ -70,6 +76,7 @@ def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str,
         twin.get_submodule(name).register_forward_hook(_recorder(record))
         for name, record in records.items()
     ]
+    usage = Usage(twin)
     random_state = RandomState.take()
     try:
         with torch.enable_grad(), warnings.catch_warnings():
@@ -84,13 +91,16 @@ def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str,
         random_state.restore()
     for hook in hooks:
         hook.remove()
+    usage.close()
+    mean_rows = usage.mean_rows()
     runs_children = _runs_children(twin, inputs, names)
-    tensors = [t for t in _tensors(output) if t.is_floating_point() and t.requires_grad]
+    tensors = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
     reach = _gradients(sum((t.float().sum() for t in tensors), torch.zeros(())), records)
-    ahead = _looks_ahead(tensors, records, {n for t in _tensors(inputs) for n in t.shape[:2]})
+    ahead = _looks_ahead(tensors, records, {n for t in tensors_in(inputs) for n in t.shape[:2]})
     return {
         name: _sighting(
             record,
+            cost=record.rows * record.num_calls / mean_rows if mean_rows else 0.0,
             reached=reach[name] is not None,
             ahead=ahead[name],
             runs_its_children=name in runs_children,
@@ -111,6 +121,7 @@ def _recorder(record: _Record) -> Any:
             return
         if isinstance(features, Tensor) and features.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
             record.features = features
+            record.rows = rows_of(layer, features) if features.dim() else 0
 
     return record_output
 
@@ -158,7 +169,9 @@ def _runs_children(twin: nn.Module, inputs: Example, names: Sequence[str]) -> se
     return sang or (set(unknown) if failed else set())
 
 
-def _sighting(record: _Record, *, reached: bool, ahead: bool, runs_its_children: bool) -> Sighting:
+def _sighting(
+    record: _Record, *, cost: float, reached: bool, ahead: bool, runs_its_children: bool
+) -> Sighting:
     features = record.features
     return Sighting(
         num_calls=record.num_calls,
@@ -167,6 +180,7 @@ def _sighting(record: _Record, *, reached: bool, ahead: bool, runs_its_children:
         # Frozen features have no gradient and say nothing.
         reaches_output=features is None or not features.requires_grad or reached,
         runs_its_children=runs_its_children,
+        cost=cost or 1.0,
         looks_ahead=ahead,
     )
 
@@ -238,18 +252,6 @@ def _depends_on_later(first: Tensor | None, output: Tensor, axis: int) -> bool |
     if axis == 0 and output.shape[0] == first.shape[0] > 1 and not bool(first[1:].any()):
         return None  # what was taken for the first token is the first sample
     return bool(first[:, 1:].any())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in an output: a tensor, or tuples, lists and dicts of such."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in cast("Mapping[str, Any]", value).values():
-            yield from _tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in cast("Sequence[Any]", value):
-            yield from _tensors(part)
 
 
 def _describe(value: Any) -> str:

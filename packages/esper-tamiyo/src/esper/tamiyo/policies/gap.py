@@ -53,10 +53,11 @@ class Gap(Growing):
     ) -> tuple[float, dict[str, float]]:
         """Return the weighted sum of what the place and the size of the block are worth."""
         _, numbers = self._place(observation, seed)
-        size = kernel.num_parameters / max(1, observation.num_parameters)
-        worth = observation.sizes.worth(kernel)
+        site = observation.site_of(seed)
+        size = observation.sizes.size_of(kernel, site)
+        worth = observation.sizes.worth(kernel, site)
         (score,) = self.scores(observation, seed, [kernel])
-        return score, numbers | {"size": size, "worth": worth}
+        return score, numbers | {"size": size.parameters, "cost": size.operations, "worth": worth}
 
     @override
     def scores(
@@ -64,16 +65,16 @@ class Gap(Growing):
     ) -> Sequence[float]:
         """Return the score of each kernel; what the place is worth is asked once."""
         place, _ = self._place(observation, seed)
-        kind, sizes = observation.site_of(seed).signature.kind, observation.sizes
+        site, sizes = observation.site_of(seed), observation.sizes
         least = max(0.0, self.more_share * sizes.worth_so_far)
         if place >= self.bottleneck_weight and sizes.aim > 0:
             least = -math.inf
         fit, weight = self.kind_weight, self.size_weight
         return [
-            place + fit * (kernel.signature.kind is kind) + weight * value
+            place + fit * (kernel.signature.kind is site.signature.kind) + weight * value
             if value > least
             else weight * min(value, 0.0) - 1.0
-            for kernel, value in zip(kernels, map(sizes.worth, kernels), strict=True)
+            for kernel, value in zip(kernels, (sizes.worth(k, site) for k in kernels), strict=True)
         ]
 
     def _place(self, observation: Observation, seed: SeedStatus) -> tuple[float, dict[str, float]]:

@@ -5,7 +5,7 @@ The controller builds an `Observation` at the end of each epoch and carries out 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import Protocol
@@ -21,7 +21,7 @@ from esper.contracts import (
     Site,
     SiteKind,
 )
-from esper.tamiyo.policies.sizes import TOKENS_PER_SAMPLE, Sizes
+from esper.tamiyo.policies.sizes import TOKENS_PER_SAMPLE, Size, Sizes
 from esper.tamiyo.policies.widths import Widths
 
 
@@ -135,11 +135,17 @@ class Observation:
     @cached_property
     def sizes(self) -> Sizes:
         """What the sizes of kernels are worth."""
-        sizes = {kernel.kernel_id: kernel.num_parameters for kernel in self.kernels}
-        kept = (seed for seed in self.seeds if seed.state is SeedState.FOSSILIZED)
-        grown = sum(sizes.get(seed.kernel_id or "", 0) for seed in kept)
+        kernels = {kernel.kernel_id: kernel for kernel in self.kernels}
+        kept = [
+            (kernels[seed.kernel_id], self.site_of(seed))
+            for seed in self.seeds
+            if seed.state is SeedState.FOSSILIZED and seed.kernel_id in kernels
+        ]
+        grown = sum(kernel.num_parameters for kernel, _ in kept)
         began = max(1, self.num_parameters - grown)
-        return Sizes(began=began, grown=grown, samples_left=self.samples_left)
+        sizes = Sizes(began=began, grown=Size(), samples_left=self.samples_left)
+        sizes_kept = (sizes.size_of(kernel, site) for kernel, site in kept)
+        return replace(sizes, grown=sum(sizes_kept, start=Size()))
 
 
 @dataclass(frozen=True, kw_only=True)

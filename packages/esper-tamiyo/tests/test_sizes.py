@@ -1,0 +1,60 @@
+"""How much grows: by the samples to come, and by what parameters cost at a place."""
+
+import dataclasses
+
+import pytest
+from policy_factory import ALWAYS, block, healthy, kernel, seed, seen
+
+from esper.contracts import SeedState
+from esper.tamiyo import Gap
+from esper.tamiyo.policies.sizes import Size
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "size"),
+    [
+        (0, 64, 2000),
+        (100, 0, 2000),
+        (20, 50, None),  # 10,000 samples for 1,000 parameters: twice the size would be too large
+        (54, 50, 2000),
+        (216, 50, 5000),
+        (1014, 50, 12_000),
+    ],
+)
+def test_the_more_samples_are_to_come_the_larger_it_grows(
+    steps: int, batch: int, size: int | None
+) -> None:
+    sizes = (500, 2000, 5000, 12_000, 50_000)
+    kernels = [kernel(n, num_parameters=size) for n, size in enumerate(sizes)]
+    signal = healthy(0, gap=1.0).model_copy(update={"batch_samples": batch})
+    found = seen([block(0, "a")], kernels, signal, steps=steps)
+    assert found.samples_left == (steps * 10 * batch or None)
+    if found.samples_left is not None:
+        thrice = dataclasses.replace(found, batches_per_step=3)
+        assert thrice.samples_left == 3 * found.samples_left
+    chosen = Gap(timing=ALWAYS).propose(found).chosen
+    assert (None if chosen is None else chosen.num_parameters) == size
+
+
+@pytest.mark.parametrize(("cost", "size"), [(0.5, 12_000), (1.0, 5000), (2.0, 2000), (4.0, 500)])
+def test_the_more_a_parameter_costs_at_a_place_the_less_grows_there(cost: float, size: int) -> None:
+    sizes = (500, 2000, 5000, 12_000, 50_000)
+    kernels = [kernel(n, num_parameters=size) for n, size in enumerate(sizes)]
+    signal = healthy(0, gap=1.0).model_copy(update={"batch_samples": 50})
+    place = block(0, "a").model_copy(update={"cost": cost})
+    chosen = Gap(timing=ALWAYS).propose(seen([place], kernels, signal, steps=216)).chosen
+    assert chosen is not None
+    assert chosen.num_parameters == size
+    assert chosen.numbers["cost"] == pytest.approx(size / 1000 * cost)
+
+
+def test_what_has_grown_counts_with_what_it_costs_where_it_grew() -> None:
+    kernels = [kernel(1, num_parameters=500), kernel(2, num_parameters=1000)]
+    sites = [block(0, "a").model_copy(update={"cost": 3.0}), block(1, "b")]
+    kept = [
+        seed(0, SeedState.FOSSILIZED, kernel_id=kernels[0].kernel_id),
+        seed(1, SeedState.FOSSILIZED, kernel_id=kernels[1].kernel_id),
+    ]
+    found = dataclasses.replace(seen(sites, kernels), seeds=kept, num_parameters=2500)
+    assert found.sizes.began == 1000
+    assert found.sizes.grown == Size(parameters=1.5, operations=2.5)
