@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from nets import CONTEXT, WIDTH, Attention, Embedding, Residual
+from nets import WIDTH, Attention, Embedding, Residual
 from problems import Problem, conv, language_model
 from rich.progress import Progress
 from torch import Tensor, nn
