@@ -210,10 +210,13 @@ def test_a_whole_life_under_autocast(make: Callable[[], nn.Module], dtype: torch
     assert bed.end_epoch(0)[0].num_rows > 0
 
 
-def test_a_step_that_the_scaler_skips_counts_for_nothing() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_counts_for_nothing(fused: bool) -> None:
     model = mlp().train()
-    bed, optimizer = attached(model)
+    bed = wrap(model, stages=QUICK)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    bed.attach(optimizer, scaler=scaler)
     grow(bed, PATHS[S.GRAFTING], change=wake)
     x, y = batch_for(model)
     scaler.scale(nn.functional.cross_entropy(model(x * 1e3), y)).backward()
@@ -221,6 +224,10 @@ def test_a_step_that_the_scaler_skips_counts_for_nothing() -> None:
     scaler.update()
     assert bed.step == 0
     assert bed.seeds()[0].alpha == 0.0
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert bed.step == 1
 
 
 def test_gradients_accumulate_and_only_steps_of_the_optimizer_count() -> None:

@@ -17,6 +17,24 @@ def optimizer_of(*rates: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups)
 
 
+class Run:
+    """Counts steps, as a bed does."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, before: int = 0) -> None:
+        self.steps = before
+        optimizer.register_step_post_hook(self._count)  # pyright: ignore[reportUnknownMemberType]
+
+    def _count(self, *_: object) -> None:
+        self.steps += 1
+
+
+def warmup_of(
+    optimizer: torch.optim.Optimizer, *, steps: int, epochs: int | None, before: int = 0
+) -> Warmup:
+    run = Run(optimizer, before=before)
+    return Warmup(optimizer, steps=steps, epochs=epochs, step=lambda: run.steps)
+
+
 def step(optimizer: torch.optim.Optimizer) -> list[float]:
     """Return how far one step moves each parameter."""
     parameters = [group["params"][0] for group in optimizer.param_groups]
@@ -32,7 +50,7 @@ def steps(optimizer: torch.optim.Optimizer, number: int) -> list[float]:
 
 def test_rates_rise_step_by_step_to_what_they_were() -> None:
     optimizer = optimizer_of(1.0)
-    warmup = Warmup(optimizer, steps=4, epochs=None)
+    warmup = warmup_of(optimizer, steps=4, epochs=None)
     assert steps(optimizer, 2) == [1.0, 1.0]
     warmup.begin(1)
     assert steps(optimizer, 5) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
@@ -41,7 +59,7 @@ def test_rates_rise_step_by_step_to_what_they_were() -> None:
 
 def test_a_warm_up_lasts_no_longer_than_a_tenth_of_a_run_of_known_length() -> None:
     optimizer = optimizer_of(1.0)
-    warmup = Warmup(optimizer, steps=100, epochs=10)
+    warmup = warmup_of(optimizer, steps=100, epochs=10)
     steps(optimizer, 6)
     warmup.begin(2)  # 3 steps an epoch, 30 in all
     assert steps(optimizer, 4) == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0], abs=1e-6)
@@ -50,7 +68,7 @@ def test_a_warm_up_lasts_no_longer_than_a_tenth_of_a_run_of_known_length() -> No
 def test_between_steps_every_group_has_the_rate_that_its_owner_gave_it() -> None:
     optimizer = optimizer_of(1.0, 0.5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
-    warmup = Warmup(optimizer, steps=4, epochs=None)
+    warmup = warmup_of(optimizer, steps=4, epochs=None)
     warmup.begin(1)
     assert step(optimizer) == pytest.approx([0.25, 0.125])
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5]
@@ -61,7 +79,10 @@ def test_between_steps_every_group_has_the_rate_that_its_owner_gave_it() -> None
 
 def test_what_was_saved_goes_on_at_the_very_next_step() -> None:
     first, second = optimizer_of(1.0), optimizer_of(1.0)
-    warmup, again = (Warmup(each, steps=4, epochs=None) for each in (first, second))
+    warmup, again = (
+        warmup_of(first, steps=4, epochs=None),
+        warmup_of(second, steps=4, epochs=None, before=1),
+    )
     warmup.begin(1)
     step(first)
     again.load_state_dict(warmup.state_dict())
@@ -71,7 +92,7 @@ def test_what_was_saved_goes_on_at_the_very_next_step() -> None:
 
 def test_no_steps_are_no_warm_up() -> None:
     optimizer = optimizer_of(1.0)
-    warmup = Warmup(optimizer, steps=0, epochs=10)
+    warmup = warmup_of(optimizer, steps=0, epochs=10)
     warmup.begin(1)
     assert warmup.rise is None
     assert step(optimizer) == [1.0]
@@ -79,7 +100,7 @@ def test_no_steps_are_no_warm_up() -> None:
 
 def test_a_closed_warm_up_leaves_the_optimizer_alone() -> None:
     optimizer = optimizer_of(1.0)
-    warmup = Warmup(optimizer, steps=4, epochs=None)
+    warmup = warmup_of(optimizer, steps=4, epochs=None)
     warmup.begin(1)
     warmup.close()
     assert step(optimizer) == [1.0]
@@ -87,12 +108,12 @@ def test_a_closed_warm_up_leaves_the_optimizer_alone() -> None:
 
 def test_a_negative_length_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"warm_up_steps=-1; expected at least 0"):
-        Warmup(optimizer_of(1.0), steps=-1, epochs=10)
+        warmup_of(optimizer_of(1.0), steps=-1, epochs=10)
 
 
 def test_a_step_that_raises_an_error_leaves_no_rate_lowered() -> None:
     optimizer = optimizer_of(1.0)
-    warmup = Warmup(optimizer, steps=10, epochs=None)
+    warmup = warmup_of(optimizer, steps=10, epochs=None)
     warmup.begin(1)
 
     def fails() -> float:

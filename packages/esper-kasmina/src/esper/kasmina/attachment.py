@@ -67,8 +67,15 @@ class Attachment:
         )
 
     def follow(self, after_step: Callable[..., None]) -> None:
-        """Have `after_step` called after each step of the optimizer."""
-        self._handles.append(self.optimizer.register_step_post_hook(after_step))
+        """Have `after_step` called after each step of the optimizer that was taken."""
+
+        def unless_skipped(*_: object) -> None:
+            # Fused optimizers get to know only now that a scaler found gradients that are not finite.
+            found_inf = getattr(self.optimizer, "found_inf", None)
+            if found_inf is None or not bool(found_inf):
+                after_step()
+
+        self._handles.append(self.optimizer.register_step_post_hook(unless_skipped))
 
     def leave(self) -> None:
         """Stop following. Idempotent."""

@@ -131,8 +131,10 @@ class Tamiyo:
         self._evidence: dict[tuple[int, int], Evidence] = {}
         self._copy_of: dict[tuple[int, int], tuple[int, int]] = {}
         self._risen: dict[tuple[int, int], Rise | None] = {}
-        """How far an earlier warm-up had got when a seed was grafted."""
-        self._warmup = Warmup(optimizer, steps=warm_up_steps, epochs=epochs)
+        """The warm-up that was under way when a seed was grafted."""
+        self._warmup = Warmup(
+            optimizer, steps=warm_up_steps, epochs=epochs, step=lambda: self.bed.step
+        )
         self._designs = {ir.content_hash(): ir for ir in bed.blueprints}
         self._begun = time.monotonic()
         self._is_open = True
@@ -214,8 +216,7 @@ class Tamiyo:
         self._evidence = remembering.evidence_of(memory.seeds)
         self._copy_of = {s.seed_id: s.copy_of for s in memory.seeds if s.copy_of is not None}
         self._risen = {s.seed_id: s.rise() for s in memory.seeds if s.before is not None}
-        if memory.warmup is not None:
-            self._warmup.load_state_dict(memory.warmup)
+        self._warmup.load_state_dict(memory.warmup)
         self._begun = time.monotonic() - memory.seconds
 
     def end_epoch(

@@ -71,11 +71,11 @@ class OpenSeed(Contract):
     without_block: KnownFigures | None = None
     evidence_before: KnownFigures | None = None
     copy_of: SeedId | None = None
-    risen: dict[str, Any] | None = None
-    """How far an earlier warm-up had got when it was grafted."""
+    risen: dict[str, int] | None = None
+    """The warm-up that was under way when it was grafted."""
 
     def rise(self) -> Rise | None:
-        """Return `risen` as the warm-up takes it."""
+        """Return that warm-up."""
         return None if self.risen is None else Rise(**self.risen)
 
 
@@ -94,8 +94,8 @@ class Memory(Contract):
     seeds: tuple[OpenSeed, ...]
     events: tuple[SeedEvent, ...]
     field_reports: tuple[FieldReport, ...]
-    warmup: dict[str, Any] | None = None
-    """State of the warm-up; None in checkpoints from before there was one."""
+    warmup: dict[str, int] | None = None
+    """The warm-up that is under way."""
 
 
 def open_seeds(

@@ -6,7 +6,7 @@ warm-up with each graft and takes it back with an undo. Only steps feel it: betw
 optimizer are those of the user and of the user's scheduler.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -21,23 +21,27 @@ MOST_OF_RUN = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Rise:
-    """How far one warm-up has got."""
+    """One warm-up."""
 
     steps: int
     """Its length."""
-    steps_done: int = 0
+    begun: int
+    """Steps of the run before it."""
 
-    @property
-    def share(self) -> float:
-        """The part of their rates that the next step takes, above 0 and at most 1."""
-        return min(1.0, (self.steps_done + 1) / self.steps)
+    def share(self, step: int) -> float:
+        """Return the part of their rates that the run's next step takes after so many: above 0, at most 1."""
+        return min(1.0, (step - self.begun + 1) / self.steps)
 
 
 class Warmup:
     """Scales the learning rates of one `torch.optim.Optimizer` for the length of a step."""
 
-    def __init__(self, optimizer: Any, *, steps: int, epochs: int | None) -> None:
+    def __init__(
+        self, optimizer: Any, *, steps: int, epochs: int | None, step: Callable[[], int]
+    ) -> None:
         """Follow `optimizer`, whose run will have so many `epochs`; with 0 `steps` it never warms up.
+
+        `step` tells how many steps the run has had: those that count, not those that a scaler skips.
 
         Raises:
             ConfigError: if `steps` is negative.
@@ -49,13 +53,12 @@ class Warmup:
         self._optimizer = optimizer
         self._most_steps = steps
         self._epochs = epochs
-        self._steps_done = 0
-        """In all."""
+        self._step = step
         self._rates: list[Any] = []
         """Those of the groups while a step runs."""
         self._handles = [
             optimizer.register_step_pre_hook(self._lower),
-            optimizer.register_step_post_hook(self._raise),
+            optimizer.register_step_post_hook(self._put_back),
         ]
 
     def close(self) -> None:
@@ -66,40 +69,33 @@ class Warmup:
 
     def begin(self, epochs_done: int) -> None:
         """Let the rates rise anew from zero, after so many epochs."""
-        steps = self._most_steps
+        steps, done = self._most_steps, self._step()
         if self._epochs is not None:
-            of_run = self._epochs * self._steps_done / max(1, epochs_done)
-            steps = min(steps, round(MOST_OF_RUN * of_run))
-        self.rise = Rise(steps=steps) if steps > 0 else None
+            steps = min(steps, round(MOST_OF_RUN * self._epochs * done / max(1, epochs_done)))
+        self.rise = Rise(steps=steps, begun=done) if steps > 0 else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return how far run and warm-up have got, as JSON data."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the warm-up that is under way, as JSON data."""
         self._put_back()
-        rise = None if self.rise is None else asdict(self.rise)
-        return {"steps_done": self._steps_done, "rise": rise}
+        return None if self.rise is None else asdict(self.rise)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what `state_dict` returned."""
-        self._steps_done = state["steps_done"]
-        self.rise = None if state["rise"] is None else Rise(**state["rise"])
+        self.rise = None if state is None else Rise(**state)
 
     def _lower(self, *_: object) -> None:
         self._put_back()
         if self.rise is None:
             return
+        step = self._step()
+        if step - self.rise.begun >= self.rise.steps:
+            self.rise = None
+            return
         for group in self._groups():
             self._rates.append(group["lr"])
-            group["lr"] = group["lr"] * self.rise.share
+            group["lr"] = group["lr"] * self.rise.share(step)
 
-    def _raise(self, *_: object) -> None:
-        self._steps_done += 1
-        if self.rise is None:
-            return
-        self._put_back()
-        done = self.rise.steps_done + 1
-        self.rise = Rise(steps=self.rise.steps, steps_done=done) if done < self.rise.steps else None
-
-    def _put_back(self) -> None:
+    def _put_back(self, *_: object) -> None:
         """Return their rates to the groups; they are lowered still after a step that raised an error."""
         for group, rate in zip(self._groups(), self._rates, strict=False):
             group["lr"] = rate
