@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 from run_factory import CULLED, KEPT, record, write_run
 
-from esper.contracts import ConfigError, NotFoundError, SeedState
+from esper.contracts import (
+    ConfigError,
+    KernelSignature,
+    NotFoundError,
+    SeedEvent,
+    SeedState,
+    Site,
+    SiteKind,
+)
 from esper.tamiyo import Figures
-from esper.tamiyo.model_picture import promised
+from esper.tamiyo.model_picture import place, promised
 from esper.tamiyo.report import PAGE, PICTURES, write_report
-from esper.tamiyo.story import read_story
+from esper.tamiyo.story import Attempt, read_story
 from esper.tamiyo.summary import Layer, RunRecord, Training, adaptations, summarise
 
 
@@ -159,6 +167,51 @@ def test_a_deep_model_is_drawn_by_its_sites(tmp_path: Path) -> None:
     made = record()
     made.layers = [Layer(name=str(n), kind="Linear", parameters=n) for n in range(60)]
     assert "and 58 layers without a place to grow" in page(tmp_path, made)
+
+
+def test_a_block_is_drawn_beside_all_layers_that_it_has_to_do_with() -> None:
+    signature = KernelSignature(kind=SiteKind.FEATURES, features=4)
+    made_from = signature.model_copy(update={"inputs": 4})
+    sites = [
+        Site(layer_id=0, name="fc1", module_type="Linear", signature=signature),
+        Site(
+            layer_id=1, name="fc3", module_type="Linear", signature=made_from, widens="fc1", spans=2
+        ),
+        Site(layer_id=2, name="block", module_type="Block", signature=signature),
+        Site(layer_id=3, name="blocker", module_type="Linear", signature=signature),
+    ]
+    layers = ["fc1", "fc2", "fc3", "block.up", "block.down", "blocker"]
+
+    def attempt(layer_id: int, index: int, end: SeedState) -> Attempt:
+        seed_id = (layer_id, index)
+        event = SeedEvent(
+            seed_id=seed_id,
+            site="",
+            from_state=SeedState.EVALUATING,
+            to_state=end,
+            epoch=3,
+            step=0,
+            command_id="",
+            reason="",
+        )
+        return Attempt(
+            seed_id=seed_id, site="", kernel_id="", name="block", parameters=1, states=[event]
+        )
+
+    gone = [attempt(0, 0, SeedState.CULLED) for _ in range(3)]
+    kept = [attempt(n, 1, SeedState.FOSSILIZED) for n in range(4)]
+    found = [
+        (p.attempt.seed_id, p.first_row, p.last_row, p.column)
+        for p in place([*gone, *kept], sites, layers)
+    ]
+    assert found == [
+        ((0, 1), 0, 0, 0),
+        ((1, 1), 0, 2, 1),
+        ((2, 1), 3, 4, 0),
+        ((3, 1), 5, 5, 0),
+        ((0, 0), 0, 0, 2),
+        ((0, 0), 0, 0, 3),
+    ]
 
 
 def test_an_attempt_lists_its_states_and_its_outcome() -> None:

@@ -10,6 +10,8 @@ weights could not give (`esper.contracts.HealthSignal`).
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -29,26 +31,31 @@ MAX_LAYERS = 40
 _COLOURS = "YlOrRd"
 _DARK = 0.6
 """From here on the colours are dark enough for white letters."""
-_LAYER_WIDTH, _BLOCK_WIDTH = 4.2, 2.5
+_LAYER_WIDTH, _BLOCK_WIDTH, _GAP = 4.2, 2.5, 0.2
 _HEIGHT = 0.7
+_MOST_GONE = 2
+"""Of what went, so many are drawn at one place."""
 
 
 def draw_model(story: Story) -> Figure:
-    """Draw one row per layer with parameters, its blocks beside it: green ones stayed, red ones went."""
+    """Draw one row per layer with parameters, its blocks beside it: green ones stayed, red ones went.
+
+    A block beside several layers reads what the first of them is given, or what all of them make, and adds
+    to what the last one gives.
+    """
     layers, left_out = _shown(story)
     gains, measure = promised(story)
-    attempts = [(_layer_of(attempt, story.sites), attempt) for attempt in story.attempts]
-    widest = max((len(_beside(layer, attempts)) for layer in layers), default=0)
+    placed = place(story.attempts, story.sites, [layer.name for layer in layers])
+    columns = 1 + max((each.column for each in placed), default=0)
     with style():
-        width = _LAYER_WIDTH + (_BLOCK_WIDTH + 0.2) * max(1, widest)
+        width = _LAYER_WIDTH + (_BLOCK_WIDTH + _GAP) * columns
         figure = Figure(figsize=(max(6.0, 0.9 * width), 1.3 + 0.5 * len(layers)))
         axes = figure.subplots()
         for row, layer in enumerate(layers):
             _draw_layer(axes, row, layer, gains.get(layer.name))
-            for column, attempt in enumerate(_beside(layer, attempts)):
-                left = _LAYER_WIDTH + 0.2 + column * (_BLOCK_WIDTH + 0.2)
-                _draw_block(axes, row, left, attempt)
-        axes.set_xlim(-0.1, width)
+        for each in placed:
+            _draw_block(axes, each)
+        axes.set_xlim(-0.1, width + 0.1)
         axes.set_ylim(len(layers) + (0.6 if left_out else 0), -0.6)
         axes.axis("off")
         axes.text(0, -0.25, "input", fontsize=8, va="center")
@@ -65,6 +72,45 @@ def draw_model(story: Story) -> Figure:
             bar.ax.tick_params(labelsize=7)
         figure.set_layout_engine("constrained")
         return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """Where one block is drawn."""
+
+    attempt: Attempt
+    first_row: int
+    last_row: int
+    column: int
+
+
+def place(
+    attempts: Sequence[Attempt], sites: Sequence[Site], layers: Sequence[str]
+) -> list[Placed]:
+    """Return where to draw what was tried: what stayed first, of what went the last ones."""
+    by_id = {site.layer_id: site for site in sites}
+    ordered = sorted(attempts, key=lambda attempt: not attempt.is_kept)
+    went: dict[int, list[Attempt]] = {}
+    for attempt in ordered:
+        if not attempt.is_kept:
+            went.setdefault(attempt.seed_id[0], []).append(attempt)
+    placed: list[Placed] = []
+    for attempt in ordered:
+        rows = _rows(by_id[attempt.seed_id[0]], layers)
+        gone = went.get(attempt.seed_id[0], [])
+        if not rows or (not attempt.is_kept and attempt not in gone[-_MOST_GONE:]):
+            continue
+        taken = {p.column for p in placed if p.first_row <= rows[-1] and rows[0] <= p.last_row}
+        column = next(number for number in count() if number not in taken)
+        placed.append(Placed(attempt=attempt, first_row=rows[0], last_row=rows[-1], column=column))
+    return placed
+
+
+def _rows(site: Site, layers: Sequence[str]) -> list[int]:
+    """Return the rows of the layers that a block at a site is beside."""
+    own = [row for row, name in enumerate(layers) if f"{name}.".startswith(f"{site.name}.")]
+    first = [row for row, name in enumerate(layers) if name == site.widens]
+    return list(range(first[0], own[-1] + 1)) if first and own else first or own
 
 
 def promised(story: Story) -> tuple[dict[str, float], str]:
@@ -96,19 +142,6 @@ def _shown(story: Story) -> tuple[Sequence[Layer], int]:
     return shown, len(story.layers) - len(shown)
 
 
-def _layer_of(attempt: Attempt, sites: Sequence[Site]) -> str:
-    """Return the layer that a block stands beside or makes wider."""
-    (site,) = (site for site in sites if site.layer_id == attempt.seed_id[0])
-    return site.widens or site.name
-
-
-def _beside(layer: Layer, attempts: Sequence[tuple[str, Attempt]]) -> list[Attempt]:
-    """Return what was tried at a layer: what stayed first, of what went the last ones."""
-    here = [attempt for name, attempt in attempts if name == layer.name]
-    gone = [attempt for attempt in here if not attempt.is_kept]
-    return [attempt for attempt in here if attempt.is_kept] + gone[-2:]
-
-
 def _draw_layer(axes: Axes, row: int, layer: Layer, gain: float | None) -> None:
     colour = mpl.colormaps[_COLOURS](gain) if gain is not None else "none"
     _draw_box(axes, 0, row, _LAYER_WIDTH, edge=INK, face=colour)
@@ -126,15 +159,21 @@ def _draw_layer(axes: Axes, row: int, layer: Layer, gain: float | None) -> None:
     )
 
 
-def _draw_block(axes: Axes, row: int, left: float, attempt: Attempt) -> None:
+def _draw_block(axes: Axes, placed: Placed) -> None:
+    attempt, height = placed.attempt, placed.last_row - placed.first_row + _HEIGHT
+    left = _LAYER_WIDTH + _GAP + placed.column * (_BLOCK_WIDTH + _GAP)
     gone = attempt.is_over and not attempt.is_kept
     colour = STATE_COLOURS[SeedState.CULLED] if gone else GROWN
-    _draw_box(axes, left, row, _BLOCK_WIDTH, edge=colour, face="none" if gone else colour)
+    face = "none" if gone else colour
+    _draw_box(axes, left, placed.first_row, _BLOCK_WIDTH, height=height, edge=colour, face=face)
     said = f"removed in epoch {attempt.ended + 1}" if gone else f"since epoch {attempt.begun + 1}"
+    lines = [f"{attempt.name}, +{attempt.parameters:,}", said]
+    if placed.last_row > placed.first_row:
+        lines.insert(1, attempt.site)
     axes.text(
         left + 0.1,
-        row + _HEIGHT / 2,
-        f"{attempt.name}, +{attempt.parameters:,}\n{said}",
+        placed.first_row + height / 2,
+        "\n".join(lines),
         fontsize=6.5,
         va="center",
         color=colour if gone else "white",
@@ -142,12 +181,21 @@ def _draw_block(axes: Axes, row: int, left: float, attempt: Attempt) -> None:
     )
 
 
-def _draw_box(axes: Axes, left: float, row: int, width: float, *, edge: str, face: object) -> None:
+def _draw_box(
+    axes: Axes,
+    left: float,
+    row: int,
+    width: float,
+    *,
+    edge: str,
+    face: object,
+    height: float = _HEIGHT,
+) -> None:
     axes.add_patch(
         FancyBboxPatch(
             (left, row + 0.02),
             width,
-            _HEIGHT - 0.04,
+            height - 0.04,
             boxstyle="round,pad=0,rounding_size=0.08",
             edgecolor=edge,
             facecolor=face,

@@ -66,9 +66,8 @@ class Growing(ABC):
             return Proposal(chosen=None, reason=reason, numbers=numbers)
         left = observation.epochs_left
         if left is not None and left < self.min_epochs_left:
-            reason = (
-                f"{left} epochs left, too few to judge a new block ({self.min_epochs_left} needed)"
-            )
+            epochs = "1 epoch" if left == 1 else f"{left} epochs"
+            reason = f"{epochs} left, too few to judge a new block ({self.min_epochs_left} needed)"
             return Proposal(chosen=None, reason=reason, numbers=numbers)
         if not due.now:
             return Proposal(chosen=None, reason=due.reason, numbers=numbers)
