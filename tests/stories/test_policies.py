@@ -46,4 +46,4 @@ def test_a_policy_of_ones_own_is_found_and_checked(train: Train, tmp_path: Path)
     assert run.exit_code == 0, run.stderr
     wrong = train("--policy", "mine:nothing", *SHORT, cwd=tmp_path)
     assert wrong.exit_code == 2
-    assert "policy 'mine:nothing' is a int" in wrong.stderr
+    assert "policy 'mine:nothing' is an int" in wrong.stderr

@@ -147,6 +147,21 @@ def test_a_host_without_sites_hears_why_for_each_layer() -> None:
         wrap(nn.Sequential(nn.ReLU(), nn.Flatten()))
 
 
+def test_parameters_outside_any_layer_are_named() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(6)
+            self.weights = nn.ParameterList(torch.ones(6, 6) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x @ self.weights[0])
+
+    told = r"parameters outside any layer \(weights\.0, weights\.1, weights\.2, …\)"
+    with pytest.raises(HostError, match=told):
+        wrap(Bare())
+
+
 def test_a_host_on_the_meta_device_is_refused() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))

@@ -398,7 +398,7 @@ def stranger(kind: str) -> World:
     [
         ("shape", r"4\.bias: it has \(4,\), the state has \(3,\)"),
         ("module", r"the module '4' is missing"),
-        ("class", "the optimizer is a Adam, the state is that of a SGD"),
+        ("class", "the optimizer is an Adam, the state is that of a SGD"),
         ("extra", r"the optimizer trains \+0, of which the state says nothing"),
         ("scheduler", "the scheduler is None, the state is that of StepLR"),
         ("copies", "1 copies of the host are attached, the state has 0"),

@@ -83,7 +83,7 @@ def test_runs_of_different_tasks_are_said_not_to_compare(tmp_path: Path) -> None
 
 def test_one_run_or_the_same_one_twice_cannot_be_compared(tmp_path: Path) -> None:
     folders = _two(tmp_path)
-    with pytest.raises(ConfigError, match="1 runs; expected 2 to 10"):
+    with pytest.raises(ConfigError, match="1 run; expected 2 to 10"):
         read_runs(folders[:1])
     with pytest.raises(ConfigError, match="run run-1 is named twice"):
         read_runs([folders[0], folders[0]])

@@ -195,7 +195,7 @@ def test_the_last_decision_is_what_grew_and_not_what_followed_from_it(
     (first,) = (i for i, line in enumerate(lines) if line.startswith("last"))
     assert lines[first].split()[:3] == ["last", "grow", "fc2"]
     assert len(lines) - first == live.DECISION_LINES
-    assert "1 seeds, all dormant" in "\n".join(lines)
+    assert "1 seed, all dormant" in "\n".join(lines)
     watched.packet = packet(decisions=decisions[1:])
     assert "advance verified" in "\n".join(drawn(overview))
     watched.packet = packet(decisions=decisions[2:])

@@ -215,13 +215,13 @@ def test_a_target_of_many_numbers_is_a_regression(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "target", "message"),
     [
-        ("a,y\n1,2\n", "y", "has 1 rows; expected at least"),
+        ("a,y\n1,2\n", "y", "has 1 row; expected at least"),
         ("a,y\n" + "1,2\n" * 30, "z", "has no column 'z'; it has a, y"),
         ("a,y\n" + "1,2\n" * 30, None, "needs --target COLUMN; .* has a, y"),
         ("a,y\n" + "1,2\n" * 30, "y", "nothing to learn"),
-        ("a,y\n" + "1,0\n1,1\n" * 15 + "1,\n", "y", "missing in 1 rows .*row 31"),
-        ("a,y\n" + "1,0\n1,1\n" * 15 + "1,nan\n", "y", "missing in 1 rows"),
-        ("a,y\n" + "1,0\n1,1\n" * 15 + "1\n", "y", "line 32: 1 values for 2 columns"),
+        ("a,y\n" + "1,0\n1,1\n" * 15 + "1,\n", "y", "missing in 1 row .*row 31"),
+        ("a,y\n" + "1,0\n1,1\n" * 15 + "1,nan\n", "y", "missing in 1 row"),
+        ("a,y\n" + "1,0\n1,1\n" * 15 + "1\n", "y", "line 32: 1 value for 2 columns"),
         ("a,a\n" + "1,0\n1,1\n" * 15, "a", "a different name for each"),
         ("y\n" + "0\n1\n" * 15, "y", "no usable column besides 'y'"),
         ("", "y", "has no rows"),

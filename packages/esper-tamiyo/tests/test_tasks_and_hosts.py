@@ -143,7 +143,7 @@ def test_an_unknown_task_says_what_there_is(name: str, message: str) -> None:
     [
         ("wide", r"answers 2 samples of task 'mine' with \(2, 4\); expected one logit per class"),
         ("wrong_input", r"batch of shape \(2, 5\)"),
-        ("nothing", "returned a int"),
+        ("nothing", "returned an int"),
         ("broken", r"failed with OSError: the disk is gone \(.*, line 25\); --debug shows"),
         ("frozen", "has no parameter that requires a gradient"),
         (
@@ -183,7 +183,7 @@ def test_a_cnn_for_a_task_without_images_is_explained(my_module: str) -> None:
 
 
 def test_a_function_that_returns_no_task_is_explained(my_module: str) -> None:
-    with pytest.raises(ConfigError, match=r"returned a int; expected esper\.tamiyo\.Task"):
+    with pytest.raises(ConfigError, match=r"returned an int; expected esper\.tamiyo\.Task"):
         load_task(f"{my_module}:nothing")
 
 

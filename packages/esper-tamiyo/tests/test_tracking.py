@@ -175,7 +175,9 @@ def test_a_missing_extra_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"esper.tamiyo.tracking_{kind}", raising=False)
-    with pytest.raises(ConfigError, match=rf"--track {kind} needs .*uv sync --extra {kind}"):
+    with pytest.raises(
+        ConfigError, match=rf"--track {kind} needs .*--all-packages --extra {kind}`"
+    ):
         tracker_factory(kind)
 
 

@@ -80,12 +80,14 @@ def test_a_gain_within_noise_is_not_kept_however_large_its_mean() -> None:
     assert judge(noisy, min_gain=0.0).keep  # after fine-tuning it needs no second gain
 
 
-@pytest.mark.parametrize("count", [1, MIN_PAIRS - 1])
-def test_too_few_pairs_say_nothing_about_noise(count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "losses"), [(1, "1 loss"), (MIN_PAIRS - 1, f"{MIN_PAIRS - 1} losses")]
+)
+def test_too_few_pairs_say_nothing_about_noise(count: int, losses: str) -> None:
     verdict = judge(_pairs([1.0] * count))
     assert verdict.keep
     assert "gain_low" not in verdict.numbers
-    assert f"{count} losses, too few to tell a gain from noise" in verdict.reason
+    assert f"{losses}, too few to tell a gain from noise" in verdict.reason
 
 
 def test_losses_that_are_not_finite_give_no_interval() -> None:

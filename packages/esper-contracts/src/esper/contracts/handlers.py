@@ -21,6 +21,7 @@ from esper.contracts.logging import get_logger
 from esper.contracts.messages import Payload
 from esper.contracts.threads import in_thread
 from esper.contracts.tracing import handling
+from esper.contracts.words import type_of
 
 type Handler[T] = Callable[[T], Awaitable[object] | object]
 """Async, or sync and then called in a thread of its own. What it returns is ignored."""
@@ -67,7 +68,7 @@ def typed[P: Payload](model: type[P], handler: Handler[P]) -> Handler[Delivery]:
         found = delivery.payload()
         if not isinstance(found, model):
             raise MessageError(
-                f"a handler of {model.__name__} got a {type(found).__name__}; subscribe it only to "
+                f"a handler of {model.__name__} got {type_of(found)}; subscribe it only to "
                 "the topic of its model"
             )
         return found

@@ -19,6 +19,7 @@ from esper.contracts.operational import (
     KasminaCommand,
     SystemStatePacket,
 )
+from esper.contracts.words import type_of
 
 
 class TopicNames(StrEnum):
@@ -148,9 +149,7 @@ def topic_of(payload: Payload) -> TopicNames:
         return _TOPIC_OF[type(payload)]
     except KeyError:
         carried = ", ".join(model.__name__ for model in _TOPIC_OF)
-        raise MessageError(
-            f"no topic carries a {type(payload).__name__}; topics carry {carried}"
-        ) from None
+        raise MessageError(f"no topic carries {type_of(payload)}; topics carry {carried}") from None
 
 
 def seal(

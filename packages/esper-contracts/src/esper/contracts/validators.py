@@ -6,6 +6,8 @@ escape to the caller.
 
 from typing import cast
 
+from esper.contracts.words import type_of
+
 
 def validate_seed_id(value: object) -> tuple[int, int]:
     """Return `value` as a seed id `(layer_id, seed_idx)`.
@@ -18,7 +20,7 @@ def validate_seed_id(value: object) -> tuple[int, int]:
     """
     hint = "expected (layer_id, seed_idx), two non-negative integers such as (0, 0)"
     if not isinstance(value, tuple | list):
-        raise ValueError(f"seed id {value!r} is a {type(value).__name__}; {hint}")
+        raise ValueError(f"seed id {value!r} is {type_of(value)}; {hint}")
     parts = cast("tuple[object, ...]", tuple(value))  # pyright: ignore[reportUnknownArgumentType]
     if len(parts) != 2:
         raise ValueError(f"seed id {value!r} has {len(parts)} elements; {hint}")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.contracts import HostError
+from esper.contracts.words import type_of
 from esper.kasmina.owners import check_optimizer, check_scheduler
 from esper.kasmina.undo import World
 
@@ -42,11 +43,11 @@ class Attachment:
         if scheduler is not None:
             check_scheduler(scheduler)
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):  # pyright: ignore[reportPrivateImportUsage]
-            raise HostError(f"scaler is a {type(scaler).__name__}; expected a torch.amp.GradScaler")
+            raise HostError(f"scaler is {type_of(scaler)}; expected a torch.amp.GradScaler")
         checked: list[nn.Module] = []
         for copy in copies:
             if not isinstance(copy, nn.Module) or copy is model:
-                what = "the host itself" if copy is model else f"a {type(copy).__name__}"
+                what = "the host itself" if copy is model else f"{type_of(copy)}"
                 raise HostError(f"copies has {what}; expected modules made as copies of the host")
             checked.append(copy)
         return cls(

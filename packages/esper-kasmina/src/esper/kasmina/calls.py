@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import HostError
+from esper.contracts.words import type_of
 from esper.kasmina.nested import map_tensors, tensors_in
 from esper.kasmina.probe import Example
 
@@ -90,7 +91,7 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, Tensor | int | float | str):
         return value
     raise HostError(
-        f"the model returns a {type(value).__name__}, which no traced program can; have forward return "
+        f"the model returns {type_of(value)}, which no traced program can; have forward return "
         "tensors in tuples, lists or dicts, or switch it off by an argument in the example "
         "(use_cache=False, for example)"
     )

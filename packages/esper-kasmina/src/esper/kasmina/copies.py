@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from esper.contracts import HostError
+from esper.contracts.words import type_of
 from esper.kasmina import graft as grafts
 from esper.kasmina.graft import Graft, hook_on, is_graft_name, is_watched
 from esper.kasmina.source import Source
@@ -103,12 +104,12 @@ def _root(host: nn.Module, module: nn.Module, index: int) -> nn.Module:
         root = next((part for part in inner if isinstance(part, nn.Module)), None)
     if root is None:
         raise HostError(
-            f"copy {index} of the host, a {type(module).__name__}, has not the host's parameters; make "
+            f"copy {index} of the host, {type_of(module)}, has not the host's parameters; make "
             "it with copy.deepcopy(model) or torch.optim.swa_utils.AveragedModel(model)"
         )
     if any(is_watched(part) for part in cast("Iterable[nn.Module]", root.modules())):
         raise HostError(
-            f"copy {index} of the host, a {type(module).__name__}, has a bed of its own; unwrap() it first"
+            f"copy {index} of the host, {type_of(module)}, has a bed of its own; unwrap() it first"
         )
     return root
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import HostError
+from esper.contracts.words import type_of
 from esper.kasmina.adapters import adapter_of
 from esper.kasmina.calls import Call
 from esper.kasmina.probe import Example
@@ -182,7 +183,7 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
         return "is fed by the model's input, before which there is no layer"
     before = seen[wide]
     if type(layers[wide]) is not type(layer):
-        return f"is fed by {wide}, a {type(layers[wide]).__name__}; widening needs two layers of one type"
+        return f"is fed by {wide}, {type_of(layers[wide])}; widening needs two layers of one type"
     if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
         return f"has {layer.groups} groups, and new units would belong to none of them"
     if before.num_calls != 1 or before.given is None or before.leaf is None:

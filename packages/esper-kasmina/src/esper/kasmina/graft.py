@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.contracts import Site, SiteKind
+from esper.contracts.words import type_of
 from esper.kasmina.adapters import Adapter, adapter_of
 from esper.kasmina.kernels import Block
 from esper.kasmina.restating import restated
@@ -204,7 +205,7 @@ class SiteHook:
         with unnoticed(self._layer_type.__name__):
             h = self.adapter.take(layer, output)
             if not isinstance(h, Tensor) or h.is_nested:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"its features are a {type(h).__name__}, not one plain tensor")
+                raise TypeError(f"its features are {type_of(h)}, not one plain tensor")
             return h
         return None
 

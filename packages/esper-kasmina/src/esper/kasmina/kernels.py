@@ -26,6 +26,7 @@ from esper.contracts import (
     canonical_json,
     is_custom,
 )
+from esper.contracts.words import type_of
 from esper.kasmina.operators import (
     FUNCTIONS,
     LayerContext,
@@ -341,7 +342,7 @@ def _add_node(block: Block, node: OperatorNode, inputs: Sequence[Tensor]) -> Ten
             block.contexts[node.name] = context
         out = cast("object", layer(*inputs))
         if not isinstance(out, Tensor):
-            raise TypeError(f"it returned a {type(out).__name__}, expected a tensor")
+            raise TypeError(f"it returned {type_of(out)}, expected a tensor")
         return out
     except _UNFIT as error:
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)

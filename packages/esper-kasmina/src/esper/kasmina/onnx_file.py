@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError, HostError
+from esper.contracts.words import install_hint
 from esper.kasmina.calls import deviation
 from esper.kasmina.tracing import Case, Traced
 
@@ -36,7 +37,7 @@ def check_onnx_packages() -> None:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"an ONNX export needs {', '.join(PACKAGES)}, and {', '.join(missing)} cannot be found; "
-            "install the extra: pip install 'esper-kasmina[onnx]'"
+            f"{install_hint('esper-kasmina', 'onnx')}"
         )
 
 

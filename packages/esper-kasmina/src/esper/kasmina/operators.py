@@ -29,6 +29,7 @@ from esper.contracts import (
     evaluate_size,
     remove_operator,
 )
+from esper.contracts.words import type_of
 
 FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "relu": torch.relu,
@@ -185,7 +186,7 @@ def make_layer(context: LayerContext) -> nn.Module:
         layer = cast("object", custom[0](context))
     if not isinstance(layer, nn.Module):
         raise BlueprintError(
-            f"the factory of {context.op} returned a {type(layer).__name__}; expected an nn.Module"
+            f"the factory of {context.op} returned {type_of(layer)}; expected an nn.Module"
         )
     return layer.to(context.dtype)
 

@@ -3,18 +3,19 @@
 `wrap` carries out what a plan without problems says; anybody may look at a plan first.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from esper.contracts import HostError, KernelSignature, Site, SiteKind
+from esper.contracts.words import type_of, with_article
 from esper.kasmina.adapters import adapter_of
 from esper.kasmina.feeds import Feed, Feeds, feeds
 from esper.kasmina.graft import is_graft_name, is_watched
 from esper.kasmina.probe import Example, Sighting, probe
-from esper.kasmina.refusals import Refusals, refuse_host
+from esper.kasmina.refusals import Refusals, outside_layers, refuse_host
 from esper.kasmina.shapes import shape_of
 from esper.kasmina.targets import Target, blocks, defaults, match, named_modules
 
@@ -24,6 +25,9 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+
+_MOST_NAMED = 3
+"""Of parameters outside any layer; a host may have hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,9 @@ def plan_sites(model: nn.Module, sites: Sequence[Site]) -> Plan:
         elif reason := refusals.of(site.name):
             problems.append(f"{site.name} {reason}")
         elif type(layer).__name__ != site.module_type:
-            problems.append(f"{site.name} is a {type(layer).__name__}; it was a {site.module_type}")
+            problems.append(
+                f"{site.name} is {type_of(layer)}; it was {with_article(site.module_type)}"
+            )
         else:
             where = {"device": device_of(layer, model).type}
             signature = site.signature.model_copy(update=where)
@@ -190,11 +196,8 @@ class _Survey:
         usable = [name for name in ordered if name not in refused]
         wider, not_wider = self._wider(names)
         if not usable and not wider and not problems:
-            none = (
-                () if refused else ("it has no Linear, convolution, recurrent or attention layer",)
-            )
-            lines = (f"{name} {reason}" for name, reason in refused.items())
-            problems = ["it has no layer for a seed", *lines, *none]
+            lines = [f"{name} {reason}" for name, reason in refused.items()]
+            problems = ["it has no layer for a seed", *(lines or _no_layers(self._layers))]
         # Left out where it is the default: one field less costs 500 bytes less.
         depth = {"depth": self._depth} if self._depth > 1 else {}
         chunks = {"num_seeds": self._chunks} if self._chunks > 1 else {}
@@ -367,3 +370,11 @@ def _wrong_arguments(
     if causal is not None and not isinstance(causal, bool):
         problems.append(f"causal={causal!r}; expected True, False or None")
     return tuple(problems)
+
+
+def _no_layers(layers: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Say of a host what it has instead of layers that seeds know."""
+    yield "it has no Linear, convolution, recurrent or attention layer"
+    if loose := outside_layers(layers):
+        shown = ", ".join(loose[:_MOST_NAMED]) + (", …" if len(loose) > _MOST_NAMED else "")
+        yield f"it has parameters outside any layer ({shown}); put them into one, such as nn.Linear"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import HostError
+from esper.contracts.words import with_article
 from esper.kasmina.adapters import adapter_of
 from esper.kasmina.graft import CHILD
 from esper.kasmina.nested import tensors_in
@@ -260,8 +261,8 @@ def _describe(value: Any) -> str:
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list):
         parts = ", ".join(type(part).__name__ for part in cast("Sequence[Any]", value))
-        return f"a {name} ({parts})"
-    return f"a {name}"
+        return f"{with_article(name)} ({parts})"
+    return with_article(name)
 
 
 def _words(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
+from esper.contracts.words import type_of
 from esper.kasmina.graft import carries_graft
 
 DEVICES = ("cpu", "cuda")
@@ -21,7 +22,7 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 def refuse_host(model: nn.Module) -> str | None:
     """Say why the host as a whole cannot be wrapped; None if it can."""
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return f"it is a {type(model).__name__}; expected a torch.nn.Module"
+        return f"it is {type_of(model)}; expected a torch.nn.Module"
     if isinstance(model, PARALLEL):
         return f"{type(model).__name__} has fixed its parameters; wrap the module inside it before"
     if isinstance(model, torch.jit.ScriptModule):
@@ -29,6 +30,16 @@ def refuse_host(model: nn.Module) -> str | None:
     if _is_compiled(model):
         return "it is compiled; wrap the module inside it (its _orig_mod) and compile that"
     return None
+
+
+def outside_layers(layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of parameters that are in no layer of torch's, as a bare `nn.Parameter` is."""
+    return [
+        f"{name}.{own}" if name else own
+        for name, layer in layers.items()
+        if isinstance(layer, CONTAINERS) or not type(layer).__module__.startswith("torch.")
+        for own, _ in layer.named_parameters(recurse=False)
+    ]
 
 
 def _is_compiled(model: nn.Module) -> bool:
@@ -92,7 +103,7 @@ class Refusals:
 
 def _shape_of_module(name: str, layer: nn.Module) -> str | None:
     if isinstance(layer, CONTAINERS):
-        return f"is a {type(layer).__name__}, which is never called itself; name the layers in it"
+        return f"is {type_of(layer)}, which is never called itself; name the layers in it"
     if isinstance(layer, nn.Sequential):
         inside = f"{name}.{len(layer) - 1}"
         return f"runs every child that it has, so a seed cannot be added to it; name {inside!r}"

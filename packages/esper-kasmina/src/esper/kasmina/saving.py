@@ -26,6 +26,7 @@ from esper.contracts import (
     Site,
     canonical_json,
 )
+from esper.contracts.words import type_of
 from esper.kasmina.files import write_together
 from esper.kasmina.sealed import UNSEALED, read_sealed, seal, text_of
 from esper.kasmina.seed import GRAFTED, Seed
@@ -83,7 +84,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         value = state[name]
         if not isinstance(value, Tensor):
             raise HostError(
-                f"{name!r} in the host's state is a {type(value).__name__}; only tensors can be "
+                f"{name!r} in the host's state is {type_of(value)}; only tensors can be "
                 "hashed and saved; keep it out of get_extra_state()"
             )
         result[name] = value.detach()

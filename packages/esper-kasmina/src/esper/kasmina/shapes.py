@@ -8,6 +8,7 @@ Shapes: `B` batch, `T` tokens, `D` features or channels.
 from torch import Tensor, nn
 
 from esper.contracts import SiteKind
+from esper.contracts.words import type_of
 from esper.kasmina.adapters import adapter_of
 
 _CHANNELS = {3: SiteKind.CHANNELS_1D, 4: SiteKind.CHANNELS_2D, 5: SiteKind.CHANNELS_3D}
@@ -32,7 +33,7 @@ def shape_of(layer: nn.Module, features: Tensor | None) -> tuple[SiteKind, int] 
     if features is None:
         if adapter.kind is None or adapter.width is None:
             return (
-                f"is a {type(layer).__name__}, whose output is not known; give plan() and wrap() an "
+                f"is {type_of(layer)}, whose output is not known; give plan() and wrap() an "
                 "example of the model's inputs, or register_adapter() for its type"
             )
         return adapter.kind, adapter.width(layer)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esper.contracts import HostError, SiteKind
+from esper.contracts.words import type_of
 
 
 class Source:
@@ -56,8 +57,8 @@ class Source:
         """
         if given is None:
             raise HostError(
-                f"a {type(self._layer).__name__} that was widened did not run before the layer that the new "
-                "units add to; run the model as a whole, with positional arguments"
+                f"{type_of(self._layer)} that was widened did not run before the layer "
+                "that the new units add to; run the model as a whole, with positional arguments"
             )
         num_axes = self._kind.num_dims - 2
         if not self._kind.is_channels or given.shape[-num_axes:] == h.shape[-num_axes:]:

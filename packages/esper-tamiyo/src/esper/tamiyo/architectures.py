@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural
 from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.task import Task
 
@@ -191,7 +192,7 @@ class Repeat(nn.Module):
 def unknown(host: str, where: str, name: str, names: Sequence[str]) -> str:
     """Return what to say of a name that is none of many."""
     near = difflib.get_close_matches(name, names, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"it has {len(names)} models"
+    hint = f"did you mean {', '.join(near)}?" if near else f"it has {plural(len(names), 'model')}"
     return f"host {host!r}: {where} has no model {name!r}; {hint}"
 
 

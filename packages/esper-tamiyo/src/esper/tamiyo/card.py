@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from esper.contracts.words import plural
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.tasks import Task
 
@@ -24,7 +25,7 @@ def model_card(
         f"# {config.host} for {task.name}",
         "",
         f"A model that grew while it learned, from {summary['parameters_before']:,} to "
-        f"{grown['parameters']:,} parameters (Esper, run {summary['run_id']}).",
+        f"{plural(grown['parameters'], 'parameter')} (Esper, run {summary['run_id']}).",
         "",
         "## Use",
         "",
@@ -40,8 +41,8 @@ def model_card(
         "",
         "## Data",
         "",
-        f"Task `{task.name}`: {len(task.train):,} samples to learn from, {len(task.validation):,} for "
-        f"decisions, {len(task.test):,} held out.",
+        f"Task `{task.name}`: {plural(len(task.train), 'sample')} to learn from, "
+        f"{len(task.validation):,} for decisions, {len(task.test):,} held out.",
         *(f"- {note}" for note in task.notes),
         "",
         "## Growth",
@@ -73,7 +74,7 @@ def model_card(
 
 def _answers(task: Task) -> str:
     return {
-        "classification": f"answers are {task.num_classes} logits, one per class.",
+        "classification": f"answers are {plural(task.num_classes, 'logit')}, one per class.",
         "regression": "answers are one number each, in the target's scaled units.",
         "language": f"answers are {task.num_classes} logits per position, one per character.",
     }[task.goal]
@@ -81,8 +82,8 @@ def _answers(task: Task) -> str:
 
 def _trained(summary: Mapping[str, Any]) -> str:
     if summary["interrupted"]:
-        return f"Trained until it was stopped, before the end of its {summary['epochs']} epochs,"
-    return f"Trained for {summary['epochs']} epochs"
+        return f"Trained until it was stopped, before the end of its {plural(summary['epochs'], 'epoch')},"
+    return f"Trained for {plural(summary['epochs'], 'epoch')}"
 
 
 def _growth(summary: Mapping[str, Any], undecided: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from esper.contracts import ConfigError
+from esper.contracts.words import type_of
 
 _controlled: set[int] = set()
 """Ids of the beds that have a controller now, each kept alive by it."""
@@ -17,11 +18,11 @@ def check_arguments(bed: object, optimizer: object) -> None:
     """
     if not hasattr(bed, "execute"):
         raise ConfigError(
-            f"Tamiyo got a {type(bed).__name__}; expected a seed bed: Tamiyo(wrap(model), optimizer)"
+            f"Tamiyo got {type_of(bed)}; expected a seed bed: Tamiyo(wrap(model), optimizer)"
         )
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(
-            f"Tamiyo got a {type(optimizer).__name__} as optimizer; expected a torch.optim.Optimizer"
+            f"Tamiyo got {type_of(optimizer)} as optimizer; expected a torch.optim.Optimizer"
         )
     if id(bed) in _controlled:
         raise ConfigError(

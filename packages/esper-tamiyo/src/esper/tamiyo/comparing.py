@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural
 from esper.tamiyo.pictures import draw_curve, draw_sizes, to_svg
 from esper.tamiyo.report import render
 from esper.tamiyo.story import Story, read_story
@@ -37,7 +38,7 @@ def read_runs(folders: Sequence[Path]) -> list[Story]:
     """
     if not 2 <= len(folders) <= MAX_RUNS:
         raise ConfigError(
-            f"{len(folders)} runs; expected 2 to {MAX_RUNS} different ones to compare"
+            f"{plural(len(folders), 'run')}; expected 2 to {MAX_RUNS} different ones to compare"
         )
     stories = [read_story(folder) for folder in folders]
     names = [story.run_id for story in stories]

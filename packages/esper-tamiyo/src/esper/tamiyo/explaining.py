@@ -5,7 +5,6 @@ went through, the verdicts. Epochs count from 1, as for every person.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from esper.contracts import (
     Action,
@@ -16,6 +15,8 @@ from esper.contracts import (
     SeedId,
     SeedState,
 )
+from esper.contracts.words import plural
+from esper.tamiyo.folding import fold
 from esper.tamiyo.story import Attempt, Story
 
 MAX_RIVALS = 3
@@ -134,8 +135,8 @@ def _where(decision: AdaptationSignal, attempt: Attempt) -> Iterator[str]:
     if not chosen:
         return
     yield (
-        f"   why there  of {len(candidates)} possible blocks it had the highest score, {chosen[0].score:.3g}"
-        f" ({_numbers(chosen[0])})"
+        f"   why there  of {plural(len(candidates), 'possible block')} it had the highest score, "
+        f"{chosen[0].score:.3g} ({_numbers(chosen[0])})"
     )
     rivals = {each.site: each for each in reversed(candidates) if each.seed_id != attempt.seed_id}
     for best in sorted(rivals.values(), key=lambda each: -each.score)[:MAX_RIVALS]:
@@ -163,7 +164,7 @@ def _verdict(attempt: Attempt) -> Iterator[str]:
 def _title(attempt: Attempt) -> str:
     return (
         f"{attempt.name} at layer {attempt.site} (seed {attempt.seed_id[0]},{attempt.seed_id[1]}), "
-        f"{attempt.parameters:,} parameters, epochs {attempt.begun + 1} to {attempt.ended + 1}"
+        f"{plural(attempt.parameters, 'parameter')}, {_span(attempt.begun, attempt.ended)}"
     )
 
 
@@ -200,12 +201,14 @@ def _end(story: Story) -> Iterator[str]:
 
 
 def _waits(decisions: Sequence[AdaptationSignal]) -> Iterator[str]:
-    """Say why nothing was done, equal reasons in a row once."""
-    said = [(decision.reason, decision.epoch) for decision in decisions]
-    for reason, group in groupby(said, key=lambda each: each[0]):
-        epochs = [epoch + 1 for _, epoch in group]
-        span = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
-        yield f"{span}: {reason}"
+    """Say why nothing was done, what says the same in a row once."""
+    for told in fold(decisions):
+        yield f"{_span(told.first, told.last)}: {told.reason}"
+
+
+def _span(first: int, last: int) -> str:
+    """Return epochs, counted from 0, as a person counts them."""
+    return f"epoch {first + 1}" if first == last else f"epochs {first + 1} to {last + 1}"
 
 
 def _of_seed(story: Story, seed_id: SeedId) -> Iterator[str]:

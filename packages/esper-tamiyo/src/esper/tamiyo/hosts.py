@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.contracts import ConfigError
+from esper.contracts.words import type_of
 from esper.tamiyo import architectures
 from esper.tamiyo.loading import call, failure, resolve
 from esper.tamiyo.tasks.goals import Goal, mean_loss
@@ -78,7 +79,7 @@ def build_host(name: str, task: Task, *, seed: int, width: int | None = None) ->
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     model: object = call("host", name, build, task)
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"host {name!r} returned a {type(model).__name__}; expected a nn.Module")
+        raise ConfigError(f"host {name!r} returned {type_of(model)}; expected an nn.Module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             f"host {name!r} has no parameter that requires a gradient, so there is nothing to train"
@@ -108,8 +109,8 @@ def _from_collection(collection: str, name: str, task: Task) -> nn.Module:
         module: Any = import_module("torchvision.models" if collection == "torchvision" else "timm")
     except ImportError as error:
         raise ConfigError(
-            f"host '{collection}:{name}' needs the package {collection}; install it: "
-            f"uv pip install {collection}"
+            f"host '{collection}:{name}' needs the package {collection}; install it with "
+            "`uv sync --inexact --group hosts` in the workspace"
         ) from error
     names: list[str] = module.list_models()
     if name not in names:

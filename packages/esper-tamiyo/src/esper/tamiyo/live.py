@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.contracts import IN_FLIGHT, Action, SeedState, SeedStatus, SystemStatePacket
+from esper.contracts.words import plural
 from esper.tamiyo.summary import Point
 
 BLOCKS, BLOCKS_ASCII = "▁▂▃▄▅▆▇█", "_.-=*#"
@@ -144,9 +145,9 @@ def _speed(training: Watched) -> Text:
     if (speed := training.samples_per_second) is not None:
         parts.append(f"{speed:,.0f} samples/s")
     if training.packet is not None:
-        parts.append(f"{training.packet.num_parameters:,} parameters")
+        parts.append(f"{plural(training.packet.num_parameters, 'parameter')}")
     elif training.points:
-        parts.append(f"{training.points[-1].parameters:,} parameters")
+        parts.append(f"{plural(training.points[-1].parameters, 'parameter')}")
     return Text(" " * 7 + "   ".join(parts), "dim", no_wrap=True, overflow="ellipsis")
 
 
@@ -174,7 +175,7 @@ def _seeds(seeds: Sequence[SeedStatus], *, is_ascii: bool) -> Iterator[Table | T
     awake = [seed for seed in seeds if seed.state is not SeedState.DORMANT]
     awake.sort(key=lambda seed: (seed.state not in IN_FLIGHT, seed.seed_id))
     if not awake:
-        yield Text(f"{' ' * 7}{len(seeds)} seeds, all dormant", "dim", no_wrap=True)
+        yield Text(f"{' ' * 7}{plural(len(seeds), 'seed')}, all dormant", "dim", no_wrap=True)
         return
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=True)
     table.add_column("      ", width=6)

@@ -5,15 +5,15 @@ Made from the run folder alone (`story`), so it can be made again at any time: `
 
 from collections.abc import Mapping
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from esper.contracts import Action, AdaptationSignal
+from esper.contracts.words import plural
 from esper.tamiyo.explaining import headline
+from esper.tamiyo.folding import fold
 from esper.tamiyo.model_picture import draw_model
 from esper.tamiyo.pictures import draw_curve, draw_sizes, draw_timeline, save_png, to_svg
 from esper.tamiyo.story import Story, read_story
@@ -65,7 +65,9 @@ def render_report(story: Story, pictures: Mapping[str, tuple[Figure, str]]) -> s
         config=story.config,
         summary=story.summary,
         headline=headline(story),
-        decisions=decisions_told(story),
+        decisions=fold(story.decisions),
+        num_decisions=len(story.decisions),
+        plural=plural,
         pictures={name: to_svg(figure, title) for name, (figure, title) in pictures.items()},
     )
 
@@ -77,18 +79,3 @@ def render(template: str, **content: Any) -> str:
     return environment.from_string(folder.joinpath(template).read_text("utf-8")).render(
         style=folder.joinpath("page.css").read_text("utf-8"), **content
     )
-
-
-def decisions_told(story: Story) -> list[tuple[str, AdaptationSignal]]:
-    """Return every decision with its epochs, equal waits in a row as one."""
-
-    def kind(decision: AdaptationSignal) -> object:
-        is_wait = decision.action is Action.WAIT
-        return (decision.reason,) if is_wait else decision.decision_id
-
-    told: list[tuple[str, AdaptationSignal]] = []
-    for _, group in groupby(story.decisions, key=kind):
-        equal = list(group)
-        first, last = equal[0].epoch + 1, equal[-1].epoch + 1
-        told.append((f"{first}" if first == last else f"{first}–{last}", equal[0]))  # noqa: RUF001
-    return told

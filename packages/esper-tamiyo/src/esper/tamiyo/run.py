@@ -23,6 +23,7 @@ from esper.contracts import (
     trace_context,
 )
 from esper.contracts.registry import saved_beds, seed_bed_factory
+from esper.contracts.words import plural, type_of
 from esper.tamiyo import checkpoints
 from esper.tamiyo.checkpoints import Checkpoints, Place
 from esper.tamiyo.config import RunConfig, override
@@ -223,7 +224,7 @@ def choose_policy(name: str) -> Policy:
     policy = call("policy", name, resolve("policy", name, POLICIES))
     if not callable(getattr(policy, "propose", None)) or not hasattr(policy, "name"):
         raise ConfigError(
-            f"policy {name!r} is a {type(policy).__name__}; expected something with a name and "
+            f"policy {name!r} is {type_of(policy)}; expected something with a name and "
             "propose(observation), see esper.tamiyo.Policy"
         )
     return policy
@@ -257,7 +258,9 @@ def grow(
         if not saver.write(controller, here):
             record.checkpoint_failure = saver.failure
 
-    watch.ui.say(f"{len(controller.kernels)} kernels forged and judged for {len(bed.sites)} sites")
+    watch.ui.say(
+        f"{plural(len(controller.kernels), 'kernel')} forged and judged for {plural(len(bed.sites), 'site')}"
+    )
     stop.defer()
     with controller:
         if place is None:

@@ -29,6 +29,7 @@ from esper.contracts import (
     SystemStatePacket,
     read_chain,
 )
+from esper.contracts.words import type_of
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.summary import Layer, Point, Training
 from esper.tamiyo.verdict import Figures
@@ -167,7 +168,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is no JSON ({error}); it was damaged") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object")
+        raise ConfigError(f"{path} holds {type_of(content)}; expected an object")
     return content  # pyright: ignore[reportUnknownVariableType]
 
 

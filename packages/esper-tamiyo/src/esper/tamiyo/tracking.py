@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from esper.contracts import Action, ConfigError, SeedState, SystemStatePacket
 from esper.contracts.threads import in_thread
+from esper.contracts.words import install_hint, plural
 from esper.tamiyo.config import RunConfig, parse_tracker
 from esper.tamiyo.folder import RunFolder
 from esper.tamiyo.summary import Point, RunRecord, Training
@@ -70,8 +71,8 @@ def tracker_factory(kind: str) -> OpenTracker:
         return import_module(f"esper.tamiyo.tracking_{kind}").open_tracker
     except ImportError as error:
         raise ConfigError(
-            f"--track {kind} needs packages that are not installed ({error}); install them with "
-            f"`uv sync --extra {kind}` (pip install 'esper-tamiyo[{kind}]')"
+            f"--track {kind} needs packages that are not installed ({error}); "
+            f"{install_hint('esper-tamiyo', kind)}"
         ) from error
 
 
@@ -163,7 +164,7 @@ class Follower:
         if not _wait(self._ended, deadline):
             self._stop(f"it did not take in everything within {END_SECONDS:.0f} s")
         elif self._missed:
-            self._stop(f"it was too slow and missed {self._missed} epochs")
+            self._stop(f"it was too slow and missed {plural(self._missed, 'epoch')}")
 
     def _follow(self) -> None:
         while (item := self._waiting.get()) is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural
 from esper.tamiyo.stopping import StopRequestedError
 from esper.tamiyo.tasks.goals import Goal, correct, losses, mean_loss
 from esper.tamiyo.tasks.task import Split
@@ -59,7 +60,7 @@ def choose_means(device: str, precision: str, accumulate: int) -> Means:
         count = torch.cuda.device_count() if has_cuda else 0
         number = int(name.partition(":")[2] or 0)
         if number >= count:
-            has = f"{count} CUDA devices" if count else "no CUDA device"
+            has = plural(count, "CUDA device") if count else "no CUDA device"
             raise ConfigError(
                 f"device {device!r} is not here: this machine has {has}; use --device cpu"
             )

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from esper.contracts import Action, SeedState, SystemStatePacket
+from esper.contracts.words import plural
 from esper.tamiyo.live import Overview, Watched, figures
 from esper.tamiyo.summary import Point, RunRecord
 
@@ -68,7 +69,7 @@ class Ui:
 
     def forged(self, done: int, total: int) -> None:
         """Say now and then how many of the kernels are ready: wide layers take minutes."""
-        if time.monotonic() - self._last_said > FORGED_EVERY_SECONDS:
+        if done and time.monotonic() - self._last_said > FORGED_EVERY_SECONDS:
             self.say(f"forging and judging kernels: {done} of {total} are ready")
 
     def begin(
@@ -118,7 +119,7 @@ class Ui:
                 shown = f"accuracy {accuracy:.1%}, " if accuracy is not None else ""
                 self.say(
                     f"[bold]{label:<6}[/] held-out {shown}loss {held_out.loss:.3f}, "
-                    f"{training.parameters:,} parameters{grew}"
+                    f"{plural(training.parameters, 'parameter')}{grew}"
                 )
         for note in _notes(record):
             self.say(f"[yellow]note[/]   {escape(note)}")
@@ -159,6 +160,7 @@ def _notes(record: RunRecord) -> list[str]:
     if record.events_lost:
         notes.append(
             f"events.jsonl could not be written to its end ({record.events_failure}): "
-            f"{record.events_lost} events are missing, and the run cannot be verified from there on"
+            f"{plural(record.events_lost, 'event')} {'is' if record.events_lost == 1 else 'are'} missing, "
+            "and the run cannot be verified from there on"
         )
     return notes

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from esper.contracts.words import plural
+
 MIN_GAIN = 0.005
 """A block must lower the validation loss by this share to stay: less would not pay its cost. It is young when
 it is judged, and mostly gains more later."""
@@ -129,7 +131,7 @@ def _judge(evidence: Evidence, min_gain: float) -> Verdict:
     reason = f"it helps: loss {loss:.4f} with it, {compared}"
     if 0 < _num_pairs(evidence) < MIN_PAIRS:
         reason += (
-            f" (by {_num_pairs(evidence)} losses, too few to tell a gain from noise: give evaluate at least "
-            f"{MIN_PAIRS} samples or batches)"
+            f" (by {plural(_num_pairs(evidence), 'loss', 'losses')}, too few to tell a gain from "
+            f"noise: give evaluate at least {MIN_PAIRS} samples or batches)"
         )
     return Verdict(keep=True, reason=reason, numbers=numbers)

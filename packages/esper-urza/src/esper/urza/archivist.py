@@ -6,6 +6,7 @@ Reads `innovation.field_reports` from the bus and publishes nothing.
 from collections.abc import Sequence
 
 from esper.contracts import FieldReport, Library, MessageError, Payload, TopicNames, WorkerContext
+from esper.contracts.words import type_of
 
 
 class Archivist:
@@ -32,7 +33,7 @@ class Archivist:
 
         """
         if not isinstance(payload, FieldReport):
-            raise MessageError(f"urza got a {type(payload).__name__}, not a FieldReport")
+            raise MessageError(f"urza got {type_of(payload)}, not a FieldReport")
         self._library.record_field_report(payload)
         return []
 

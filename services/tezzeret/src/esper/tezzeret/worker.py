@@ -17,6 +17,7 @@ from esper.contracts import (
     WorkerContext,
     get_logger,
 )
+from esper.contracts.words import type_of
 from esper.kasmina.operators import missing_operators
 from esper.tezzeret.forge import forge_kernel
 
@@ -53,7 +54,7 @@ class Tezzeret:
 
         """
         if not isinstance(payload, BlueprintSubmitted):
-            raise MessageError(f"tezzeret got a {type(payload).__name__}, not a BlueprintSubmitted")
+            raise MessageError(f"tezzeret got {type_of(payload)}, not a BlueprintSubmitted")
         blueprint = self._library.get_blueprint(payload.blueprint_id)
         if missing := missing_operators(blueprint.ir):
             raise BackendUnavailableError(

@@ -18,6 +18,7 @@ from esper.contracts import (
     WorkerContext,
     get_logger,
 )
+from esper.contracts.words import type_of
 from esper.urabrask.crucible import judge
 from esper.urabrask.keys import SigningKey, ephemeral_key, load_or_create_key
 
@@ -63,7 +64,7 @@ class Urabrask:
 
         """
         if not isinstance(payload, KernelReady):
-            raise MessageError(f"urabrask got a {type(payload).__name__}, not a KernelReady")
+            raise MessageError(f"urabrask got {type_of(payload)}, not a KernelReady")
         kernel = self._library.get_kernel(payload.kernel_id)
         blob = self._library.read_artifact(payload.kernel_id)
         report = kernel.report

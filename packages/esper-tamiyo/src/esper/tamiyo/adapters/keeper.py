@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from esper.contracts import ConfigError, EventLog, SeedBed, SystemStatePacket
+from esper.contracts.words import type_of
 from esper.tamiyo.controller import Tamiyo
 from esper.tamiyo.policies import Policy
 from esper.tamiyo.runtime import Runtime
@@ -36,7 +37,7 @@ class Keeper:
     ) -> None:
         if not hasattr(bed, "execute"):
             raise ConfigError(
-                f"GrowCallback got a {type(bed).__name__}; expected the seed bed of the model that is "
+                f"GrowCallback got {type_of(bed)}; expected the seed bed of the model that is "
                 "trained: GrowCallback(wrap(model))"
             )
         self.bed = bed

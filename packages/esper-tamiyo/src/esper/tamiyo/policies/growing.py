@@ -17,6 +17,7 @@ from esper.contracts import (
     SeedState,
     SeedStatus,
 )
+from esper.contracts.words import plural
 from esper.tamiyo.policies.budget import Budget
 from esper.tamiyo.policies.policy import Attention, Observation, Proposal
 from esper.tamiyo.policies.timing import Plateau, Timing, is_over
@@ -66,8 +67,10 @@ class Growing(ABC):
             return Proposal(chosen=None, reason=reason, numbers=numbers)
         left = observation.epochs_left
         if left is not None and left < self.min_epochs_left:
-            epochs = "1 epoch" if left == 1 else f"{left} epochs"
-            reason = f"{epochs} left, too few to judge a new block ({self.min_epochs_left} needed)"
+            reason = (
+                f"{plural(left, 'epoch')} left, too few to judge a new block "
+                f"({self.min_epochs_left} needed)"
+            )
             return Proposal(chosen=None, reason=reason, numbers=numbers)
         if not due.now:
             return Proposal(chosen=None, reason=due.reason, numbers=numbers)

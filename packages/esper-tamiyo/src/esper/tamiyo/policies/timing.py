@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import linear_regression
 from typing import Protocol
 
+from esper.contracts.words import plural
 from esper.tamiyo.policies.policy import Observation
 
 
@@ -55,12 +56,12 @@ class Plateau:
         window = self.window_epochs
         if len(losses) <= window:
             numbers = {"epochs_observed": float(len(losses))}
-            reason = f"watching: needs more than {window} epochs to see a trend"
+            reason = f"watching: needs more than {plural(window, 'epoch')} to see a trend"
             return Due(now=False, reason=reason, numbers=numbers)
         before, recent = min(losses[:-window]), min(losses[-window:])
         improvement = (before - recent) / abs(before) if before else 0.0
         stalls = improvement < self.stall_improvement
-        fell = f"loss fell {improvement:.1%} in {window} epochs"
+        fell = f"loss fell {improvement:.1%} in {plural(window, 'epoch')}"
         reason = (
             f"learning stalls ({fell})"
             if stalls
@@ -83,7 +84,9 @@ class LossSlope:
         """Return whether the loss falls slowly now."""
         losses = [figures.val_loss for figures in observation.history]
         if len(losses) <= self.window_epochs:
-            reason = f"watching: needs more than {self.window_epochs} epochs to see a slope"
+            reason = (
+                f"watching: needs more than {plural(self.window_epochs, 'epoch')} to see a slope"
+            )
             return Due(now=False, reason=reason, numbers={"epochs_observed": float(len(losses))})
         if not all(math.isfinite(loss) for loss in losses):
             return Due(now=False, reason="a loss was not finite, so it has no slope")
@@ -124,7 +127,8 @@ class Periodic:
         since = epoch - self.first_epoch
         now = since >= 0 and since % self.every_epochs == 0
         after = f" after the first {self.first_epoch}" if self.first_epoch else ""
-        reason = f"growth is due every {self.every_epochs} epochs{after}"
+        every = "epoch" if self.every_epochs == 1 else f"{self.every_epochs} epochs"
+        reason = f"growth is due every {every}{after}"
         return Due(now=now, reason=reason if now else f"not yet: {reason}", numbers=numbers)
 
     def is_over(self, observation: Observation) -> bool:

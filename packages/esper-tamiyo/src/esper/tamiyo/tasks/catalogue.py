@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from esper.contracts import ConfigError
+from esper.contracts.words import type_of
 from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.tasks import images, pixels, tables, text
 from esper.tamiyo.tasks.builtin import digits, mnist1d
@@ -90,8 +91,6 @@ def load_task(name: str, source: Source | None = None) -> Task:
         source.refuse(name)
         task = call("task", name, function)
     if not isinstance(task, Task):
-        raise ConfigError(
-            f"task {name!r} returned a {type(task).__name__}; expected esper.tamiyo.Task"
-        )
+        raise ConfigError(f"task {name!r} returned {type_of(task)}; expected esper.tamiyo.Task")
     check_task(name, task)
     return task

@@ -8,6 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural
 from esper.tamiyo.tasks.source import Source
 from esper.tamiyo.tasks.task import Task, shuffled
 
@@ -30,11 +31,14 @@ def images(source: Source) -> Task:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and _files(path))
     if len(classes) < 2:
         raise ConfigError(
-            f"{folder} has {len(classes)} folders with images in them; expected at least two: {_CONTENTS}"
+            f"{folder} has {plural(len(classes), 'folder')} with images in them; expected "
+            f"at least two: {_CONTENTS}"
         )
     found = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
     if len(found) < _MIN_IMAGES:
-        raise ConfigError(f"{folder} has {len(found)} images; expected at least {_MIN_IMAGES}")
+        raise ConfigError(
+            f"{folder} has {plural(len(found), 'image')}; expected at least {_MIN_IMAGES}"
+        )
     pixels = [_read(path) for path, _ in found]
     channels = max(len(each) for each in pixels)
     for (path, _), each in zip(found, pixels, strict=True):
@@ -52,7 +56,7 @@ def images(source: Source) -> Task:
         num_classes=len(classes),
         held_out=(max(1, len(found) // 10), num_test),
         image_shape=(channels, int(stacked.shape[2]), int(stacked.shape[3])),
-        notes=(f"{len(found)} images of {len(classes)} classes: {', '.join(classes)}",),
+        notes=(f"{plural(len(found), 'image')} of {len(classes)} classes: {', '.join(classes)}",),
     )
 
 

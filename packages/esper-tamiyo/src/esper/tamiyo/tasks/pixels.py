@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural
 from esper.tamiyo.tasks.source import Source, find
 from esper.tamiyo.tasks.task import Split, Task, parts
 
@@ -113,7 +114,7 @@ def _idx(folder: Path, name: str, task: str, *, num_dimensions: int) -> Tensor:
     start = 4 + 4 * num_dimensions
     if len(data) < start or data[:4] != bytes((0, 0, 8, num_dimensions)):
         raise ConfigError(
-            f"{path} is no IDX file of {num_dimensions} dimensions: it begins with "
+            f"{path} is no IDX file of {plural(num_dimensions, 'dimension')}: it begins with "
             f"{data[:4].hex(' ')}; get it again"
         )
     sizes = struct.unpack(f">{num_dimensions}I", data[4:start])
@@ -129,8 +130,8 @@ def _cifar(
     row = label_bytes + _IMAGE_BYTES
     if not data or len(data) % row:
         raise ConfigError(
-            f"{path} has {len(data):,} bytes; expected a multiple of {row:,}, the size of one labelled "
-            "image: it is cut, or not the binary version"
+            f"{path} has {plural(len(data), 'byte')}; expected a multiple of {row:,}, the size of "
+            "one labelled image: it is cut, or not the binary version"
         )
     rows = _array(path, data, (len(data) // row, row))
     return rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1]
@@ -150,6 +151,7 @@ def _array(path: Path, data: bytes, sizes: tuple[int, ...]) -> Tensor:
     expected = int(np.prod(sizes, dtype=np.int64))
     if len(data) != expected or not expected:
         raise ConfigError(
-            f"{path} holds {len(data):,} bytes of data; its header says {expected:,}: it is cut or damaged"
+            f"{path} holds {plural(len(data), 'byte')} of data; its header says "
+            f"{expected:,}: it is cut or damaged"
         )
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).reshape(sizes).copy())  # pyright: ignore[reportUnknownMemberType]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper.contracts import ConfigError, NotFoundError
+from esper.contracts.words import with_article
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class Source:
             raise NotFoundError(f"there is no {self.path}; task {task!r} expects {expected}")
         if callable(is_right) and not is_right(self.path):
             kind = "folder" if self.path.is_dir() else "file"
-            raise ConfigError(f"{self.path} is a {kind}; task {task!r} expects {expected}")
+            raise ConfigError(
+                f"{self.path} is {with_article(kind)}; task {task!r} expects {expected}"
+            )
         return self.path
 
     def refuse(self, task: str) -> None:

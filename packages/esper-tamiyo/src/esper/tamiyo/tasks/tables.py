@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError
+from esper.contracts.words import install_hint, plural
 from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.source import Source
 from esper.tamiyo.tasks.task import Task, parts, shuffled
@@ -53,7 +54,7 @@ def table(source: Source) -> Task:
         raise ConfigError(f"{path} has no column {source.target!r}; it has {', '.join(names)}")
     num_rows = len(columns[source.target])
     if num_rows < _MIN_ROWS:
-        raise ConfigError(f"{path} has {num_rows} rows; expected at least {_MIN_ROWS}")
+        raise ConfigError(f"{path} has {plural(num_rows, 'row')}; expected at least {_MIN_ROWS}")
     held_out = (max(1, num_rows // 10), max(1, num_rows // 5))
     train_rows: list[int] = [int(row) for row in parts(num_rows, held_out)[0]]
     goal, targets, num_classes, notes = _target(path, source.target, columns, train_rows)
@@ -85,8 +86,8 @@ def _target(
     if missing := [row for row, value in enumerate(values) if _is_missing(value)]:
         shown = ", ".join(str(row + 1) for row in missing[:_SHOWN])
         raise ConfigError(
-            f"{path}: the target {name!r} is missing in {len(missing)} rows (the first: row {shown}); fill "
-            "or remove them, for nothing can be learned from them"
+            f"{path}: the target {name!r} is missing in {plural(len(missing), 'row')} (the first: row "
+            f"{shown}); fill or remove them, for nothing can be learned from them"
         )
     numbers = _numbers(values)
     whole = numbers is not None and all(number == int(number) for number in numbers)
@@ -138,7 +139,7 @@ def _feature(
         return [], [f"column {name!r} was left out: it is {seen[0]!r} in all train rows"]
     columns = [torch.tensor([float(word == each) for word in words]) for each in seen]
     gaps = f"; {missing} missing ones are a word of their own" if missing else ""
-    return columns, [f"column {name!r}: {len(seen)} words, a column each{gaps}"]
+    return columns, [f"column {name!r}: {plural(len(seen), 'word')}, a column each{gaps}"]
 
 
 def _scaled(what: str, numbers: Sequence[float], train_rows: Sequence[int]) -> tuple[Tensor, str]:
@@ -195,7 +196,9 @@ def _read_csv(path: Path) -> dict[str, Column]:
         )
     for number, row in enumerate(samples, start=2):
         if len(row) != len(names):
-            raise ConfigError(f"{path}, line {number}: {len(row)} values for {len(names)} columns")
+            raise ConfigError(
+                f"{path}, line {number}: {plural(len(row), 'value')} for {plural(len(names), 'column')}"
+            )
     return {name: [row[index].strip() for row in samples] for index, name in enumerate(names)}
 
 
@@ -212,7 +215,8 @@ def _read_parquet(path: Path) -> dict[str, Column]:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
         raise ConfigError(
-            f"{path} is Parquet, which needs pyarrow: uv sync --extra parquet, or export it as CSV"
+            f"{path} is Parquet, which needs pyarrow; {install_hint('esper-tamiyo', 'parquet')}; or export "
+            "it as CSV"
         ) from error
     try:
         columns: dict[str, list[object]] = parquet.read_table(path).to_pydict()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural, type_of
 from esper.tamiyo.tasks.goals import Goal
 
 
@@ -83,11 +84,11 @@ def check_task(name: str, task: Task) -> None:
 
 def _check_types(where: str, split: object) -> None:
     if not isinstance(split, Split):
-        raise ConfigError(f"{where} is a {type(split).__name__}; expected esper.tamiyo.Split")
+        raise ConfigError(f"{where} is {type_of(split)}; expected esper.tamiyo.Split")
     for field in ("inputs", "targets"):
         value: object = getattr(split, field)
         if not isinstance(value, Tensor):
-            raise ConfigError(f"{where}: {field} is a {type(value).__name__}; expected a Tensor")
+            raise ConfigError(f"{where}: {field} is {type_of(value)}; expected a Tensor")
         if value.ndim == 0:
             raise ConfigError(f"{where}: {field} is a single number; expected one per sample")
 
@@ -101,7 +102,7 @@ def _check_image_shape(name: str, task: Task) -> None:
     if not fits or math.prod(cast("tuple[int, ...]", sizes)) != task.num_features:
         raise ConfigError(
             f"task {name!r}: image_shape is {shape!r}; expected None or (channels, height, width) of "
-            f"one sample, which has {task.num_features} numbers"
+            f"one sample, which has {plural(task.num_features, 'number')}"
         )
 
 
@@ -109,7 +110,7 @@ def _check_split(task: Task, part: str, split: Split) -> None:
     where = f"task {task.name!r}, {part} data"
     if len(split) == 0 or len(split.targets) != len(split):
         raise ConfigError(
-            f"{where}: {len(split)} inputs and {len(split.targets)} targets; "
+            f"{where}: {plural(len(split), 'input')} and {plural(len(split.targets), 'target')}; "
             "expected as many of both, and at least one"
         )
     if split.inputs.shape[1:] != task.train.inputs.shape[1:]:

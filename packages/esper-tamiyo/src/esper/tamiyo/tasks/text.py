@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esper.contracts import ConfigError
+from esper.contracts.words import plural
 from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.source import Source
 from esper.tamiyo.tasks.task import Split, Task
@@ -37,8 +38,8 @@ def text(source: Source) -> Task:
     num_samples = (len(content) - 1) // LENGTH
     if num_samples < _MIN_SAMPLES:
         raise ConfigError(
-            f"{name} has {len(content)} characters; expected at least {_MIN_SAMPLES * LENGTH + 1}, which "
-            f"make {_MIN_SAMPLES} samples of {LENGTH}"
+            f"{name} has {plural(len(content), 'character')}; expected at least "
+            f"{_MIN_SAMPLES * LENGTH + 1}, which make {_MIN_SAMPLES} samples of {LENGTH}"
         )
     ends = (num_samples * 8 // 10, num_samples * 9 // 10, num_samples)
     alphabet = _alphabet(content[: ends[0] * LENGTH])
