@@ -91,8 +91,9 @@ def configuration() -> str:
     return _page(
         "Configuration",
         "## A run\n\nIn a YAML file for `train --config`, as an option (`batch_size` is `--batch-size`, "
-        "`blueprints` is `--blueprint`), or in the environment. The command line wins over the "
-        f"environment, that over the file.\n\n{runs}\n\n"
+        "`blueprints` is `--blueprint`), or in the environment (commas between several of "
+        "`blueprints` or `track`). The command line wins over the environment, that over the file."
+        f"\n\n{runs}\n\n"
         "## Where the servers are\n\nEnvironment variables, or a file `.env` in the working directory; "
         f"a run with embedded defaults needs none.\n\n{settings}",
     )
@@ -104,7 +105,7 @@ def _fields(model: type[BaseModel], *, variable: Callable[[str], str]) -> str:
         (
             f"`{name}`",
             _default(field.default),
-            "" if name in ("blueprints", "track") else variable(name),
+            variable(name),
             told.get(name, ""),
         )
         for name, field in model.model_fields.items()

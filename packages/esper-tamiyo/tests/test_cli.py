@@ -43,7 +43,12 @@ def test_help_teaches_with_examples_and_defaults() -> None:
             ["--policy", "oracle"],
             "unknown policy 'oracle'; there are gap, heuristic, random, never",
         ),
-        (["--task", "digit"], "unknown task 'digit'; there are digits, mnist1d, text, table"),
+        (
+            ["--task", "digit"],
+            "unknown task 'digit'; did you mean 'digits'? There are digits, mnist1d, text, table",
+        ),
+        (["--policy", "gapp"], "unknown policy 'gapp'; did you mean 'gap'? There are gap, heur"),
+        (["--host", "resnt"], "unknown host 'resnt'; did you mean 'resnet'? There are mlp, cnn"),
         (["--host", "vgg"], "unknown host 'vgg'; there are mlp, cnn, resnet, transformer"),
         (["--epochs", "0"], "epochs: Input should be greater than or equal to 1"),
         (["--config", "missing.yaml"], "missing.yaml does not exist"),
@@ -52,7 +57,10 @@ def test_help_teaches_with_examples_and_defaults() -> None:
         (["--track", "wandb"], "track: unknown tracker 'wandb'; there are tensorboard, mlflow"),
         (["--threads", "99999"], "threads: Input should be less than or equal to 1024"),
         (["--device", "cuda:99"], "device 'cuda:99' is not here: this machine has"),
-        (["--device", "tpu"], "device: String should match pattern"),
+        (
+            ["--device", "tpu"],
+            "device: unknown device 'tpu'; there are auto (CUDA where there is some), cpu, cuda, and",
+        ),
         (["--blueprint", "none.yaml"], "blueprint file none.yaml does not exist"),
         (["--data", "x.csv"], "task 'digits'"),
     ],
@@ -77,6 +85,51 @@ def test_a_bad_value_from_the_environment_names_the_variable(
     assert result.exit_code == 2
     assert "epochs: Input should be greater than or equal to 1" in result.stderr
     assert "(from the environment: ESPER_TRAIN_EPOCHS)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "EPOCHZ",
+            "1",
+            "ESPER_TRAIN_EPOCHZ in the environment is no option of a run; did you mean E",
+        ),
+        ("XYZ", "", "ESPER_TRAIN_XYZ in the environment is no option of a run; there are ESPER_TR"),
+        ("EPOCHS", "zz", "epochs: Input should be a valid integer"),
+        ("TRACK", "tensorboard, wandb", "track: unknown tracker 'wandb'"),
+        ("TWIN", "perhaps", "twin: Input should be a valid boolean"),
+    ],
+)
+def test_a_variable_without_effect_or_sense_is_one_message(
+    variable: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ESPER_TRAIN_OUT", "somewhere")
+    result = RUNNER.invoke(app, [], env={f"ESPER_TRAIN_{variable}": value})
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"train: {message}")
+    assert f"ESPER_TRAIN_{variable}" in result.stderr
+    assert "environment: ESPER_TRAIN_OUT" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_options_come_from_variables_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("esper.tamiyo.run.run", lambda config, _: seen.append(config))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    environment = {
+        "ESPER_TRAIN_TRACK": "tensorboard:board, mlflow",
+        "ESPER_TRAIN_BLUEPRINTS": "a.yaml,b.json",
+        "ESPER_TRAIN_TWIN": "no",
+        "ESPER_TRAIN_WIDTH": "",
+        "ESPER_TRAIN_PRECISION": "bf16",
+    }
+    RUNNER.invoke(app, [], env=environment)
+    RUNNER.invoke(app, ["--track", "mlflow:there", "--twin"], env=environment)
+    assert [c.track for c in seen] == [("tensorboard:board", "mlflow"), ("mlflow:there",)]
+    assert [c.twin for c in seen] == [False, True]
+    assert seen[0].blueprints == (Path("a.yaml"), Path("b.json"))
+    assert (seen[0].width, seen[0].precision) == (None, "bfloat16")
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(

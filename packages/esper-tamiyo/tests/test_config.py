@@ -52,8 +52,29 @@ def test_given_options_win_and_missing_ones_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "full"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")]
+)
+def test_a_precision_has_a_customary_name_and_is_written_in_full(name: str, full: str) -> None:
+    config = override(RunConfig(), {"precision": name})
+    assert config.precision == full
+    assert f"precision: {full}" in config.to_yaml()
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_a_device_is_a_name_and_a_number_at_most(device: str) -> None:
+    assert RunConfig(device=device).device == device
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"device": "gpu"},
+            r"^device: unknown device 'gpu'; there are auto .*, cpu, cuda, and cuda:N",
+        ),
+        ({"device": "cuda:"}, "unknown device"),
+        ({"precision": "bf8"}, "precision: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"precision": 16}, "precision: Input should be"),
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"library": "sqlite:///x.db"}, "^library is given without artifacts"),

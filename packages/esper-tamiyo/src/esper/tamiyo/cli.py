@@ -1,17 +1,19 @@
 """The command `train`, which is also `tamiyo run`: options become a `RunConfig`, which is run."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from esper.contracts import ConfigError, load_yaml
+from esper.tamiyo import completing
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.guarding import guarded
+from esper.tamiyo.variables import blamed, from_environment
 
 _DEFAULT = RunConfig()
-_VARIABLE = "ESPER_TRAIN_"
 
 HELP = """
 Train a small model that grows while it learns, next to a twin that never grows.
@@ -32,8 +34,9 @@ Examples:
   train --policy never --no-twin               plain training
   train --config runs/ID/config.yaml           a run again, byte for byte
 
-Options may also come from the environment, as ESPER_TRAIN_EPOCHS and so on. `tamiyo --help` shows what
-else can be done with runs: resume, report, explain, compare, export.
+Options may also come from the environment, as ESPER_TRAIN_EPOCHS and so on; in ESPER_TRAIN_TRACK and
+ESPER_TRAIN_BLUEPRINTS, commas are between several. `tamiyo --help` shows what else can be done with runs:
+resume, report, explain, compare, export.
 
 On real servers (README, "Real servers"; passwords come from .env):
 
@@ -46,10 +49,15 @@ On real servers (README, "Real servers"; passwords come from .env):
 app = typer.Typer(add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _option(text: str, field: str | None, *names: str) -> Any:
+def _option(
+    text: str,
+    field: str | None,
+    *names: str,
+    complete: Callable[[str], list[str]] | None = None,
+) -> Any:
     """Describe an option; its default is shown from the configuration, which owns it."""
     if field is None:
-        return typer.Option(*names, help=text, show_default=False)
+        return typer.Option(*names, help=text, show_default=False, autocompletion=complete)
     default = getattr(_DEFAULT, field)
     if default is None:
         shown = "in the run folder" if field in ("library", "artifacts") else "none"
@@ -59,15 +67,19 @@ def _option(text: str, field: str | None, *names: str) -> Any:
         *names,
         help=f"{text} [default: {shown}]",
         show_default=False,
-        envvar=f"{_VARIABLE}{field.upper()}",
-        show_envvar=False,
+        autocompletion=complete,
     )
 
 
 @app.command(help=HELP)
 def train(
     task: Annotated[
-        str | None, _option("A built-in task (`tamiyo tasks`) or module:function.", "task")
+        str | None,
+        _option(
+            "A built-in task (`tamiyo tasks`) or module:function.",
+            "task",
+            complete=completing.tasks,
+        ),
     ] = None,
     data: Annotated[
         Path | None, _option("Your data's file or folder, for tasks that need some.", "data")
@@ -80,6 +92,7 @@ def train(
         _option(
             "A built-in host (`tamiyo hosts`), torchvision:NAME, timm:NAME, or module:function.",
             "host",
+            complete=completing.hosts,
         ),
     ] = None,
     width: Annotated[
@@ -97,16 +110,30 @@ def train(
         float | None, _option("AdamW's, at first.", "learning_rate", "--learning-rate", "--lr")
     ] = None,
     schedule: Annotated[
-        str | None, _option("Of the learning rate: constant, or cosine to zero.", "schedule")
+        str | None,
+        _option(
+            "Of the learning rate: constant, or cosine to zero.",
+            "schedule",
+            complete=completing.schedules,
+        ),
     ] = None,
     seed: Annotated[int | None, _option("Same seed, same decisions, same weights.", "seed")] = None,
     threads: Annotated[int | None, _option("Threads that torch computes with.", "threads")] = None,
     device: Annotated[
-        str | None, _option("auto (CUDA where there is some), cpu, cuda or cuda:N.", "device")
+        str | None,
+        _option(
+            "auto (CUDA where there is some), cpu, cuda or cuda:N.",
+            "device",
+            complete=completing.devices,
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        _option("float32, or bfloat16 or float16 for mixed precision.", "precision"),
+        _option(
+            "float32, or bfloat16 or float16 for mixed precision; also fp32, bf16 and fp16.",
+            "precision",
+            complete=completing.precisions,
+        ),
     ] = None,
     compile: Annotated[
         bool | None, _option("Compile the training step.", "compile", "--compile/--no-compile")
@@ -116,6 +143,7 @@ def train(
         _option(
             "A built-in policy (`tamiyo policies`), scripted:RUN_FOLDER, or module:function.",
             "policy",
+            complete=completing.policies,
         ),
     ] = None,
     widen: Annotated[
@@ -160,6 +188,7 @@ def train(
             "Also follow the run with tensorboard[:FOLDER] or mlflow[:URI]; can be repeated.",
             None,
             "--track",
+            complete=completing.trackers,
         ),
     ] = None,
     twin: Annotated[
@@ -175,30 +204,23 @@ def train(
     ] = False,
 ) -> None:
     """Run one training."""
-    changes = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
-    changes |= {"track": track or None, "blueprints": blueprint or None}
+    options = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
+    options |= {"track": track or None, "blueprints": blueprint or None}
+    given = {name: value for name, value in options.items() if value is not None}
     with guarded("train", debug=debug):
         chosen = load_yaml(config, RunConfig) if config is not None else _DEFAULT
+        variables = from_environment(os.environ)
         try:
-            chosen = override(chosen, changes)
+            chosen = override(chosen, variables | given)
         except ConfigError as error:
-            raise ConfigError(f"{error}{_from_environment(str(error))}") from None
+            blame = blamed(str(error), variables.keys() - given.keys())
+            raise ConfigError(f"{error}{blame}") from None
         # torch takes seconds to import; a mistake in the options is reported without it.
         from esper.tamiyo.run import run
         from esper.tamiyo.ui import Ui
 
         with Ui(quiet=quiet) as ui:
             run(chosen, ui).stop_if_interrupted()
-
-
-def _from_environment(message: str) -> str:
-    """Return which variables the options came from that a message is about."""
-    named = [
-        f"{_VARIABLE}{name.upper()}"
-        for name in RunConfig.model_fields
-        if name in message and os.environ.get(f"{_VARIABLE}{name.upper()}")
-    ]
-    return f" (from the environment: {', '.join(named)})" if named else ""
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from esper.tamiyo import cli
+from esper.tamiyo import cli, completing
 from esper.tamiyo.guarding import guarded
 
 _HELP = """
@@ -20,6 +20,9 @@ Examples:
   tamiyo explain runs/ID                why did it grow there, and why then?
   tamiyo compare runs/A runs/B          draw runs together
   tamiyo export runs/ID --to mymodel    take the grown model home, to run without Esper
+  tamiyo tasks                          what can be learned: names for `train --task`
+  tamiyo hosts                          which models can grow: names for `train --host`
+  tamiyo policies                       who decides what grows: names for `train --policy`
 """
 
 app = typer.Typer(
@@ -34,7 +37,12 @@ app.command("run", help=cli.HELP)(cli.train)
 _WIDTH_OF_FILES = 240
 
 _Run = Annotated[
-    Path, typer.Argument(help="A run folder, for example runs/ID.", show_default=False)
+    Path,
+    typer.Argument(
+        help="A run folder, for example runs/ID.",
+        show_default=False,
+        autocompletion=completing.runs,
+    ),
 ]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show log lines, and tracebacks of errors.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
@@ -90,7 +98,10 @@ def explain(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, two or more.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Run folders, two or more.", show_default=False, autocompletion=completing.runs
+        ),
     ],
     to: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
     debug: _Debug = False,

@@ -3,6 +3,7 @@
 Read from YAML (`--config`), overridden by the command line, written back in full into the run folder.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -22,6 +23,9 @@ from esper.contracts.config import message_of
 
 TRACKERS = ("tensorboard", "mlflow")
 """What can track a run; each needs the extra of the same name."""
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Other customary names; what is written has the full ones."""
 
 
 class RunConfig(BaseModel):
@@ -59,10 +63,11 @@ class RunConfig(BaseModel):
     """AdamW's, at first."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate over the whole run; `cosine` ends at zero."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`auto` is a CUDA device where there is one, else the CPU."""
+    device: str = "auto"
+    """`auto` is a CUDA device where there is one, else the CPU; or `cpu`, `cuda`, `cuda:N`."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward pass; below float32 it is mixed (autocast), for float16 with a gradient scaler."""
+    """Of the forward pass; below float32 it is mixed (autocast), for float16 with a gradient scaler. Also
+    `fp32`, `bf16` and `fp16`."""
     compile: bool = False
     """Whether the training step's forward pass is compiled (torch.compile)."""
     threads: int = Field(default=1, ge=1, le=1024)
@@ -84,6 +89,21 @@ class RunConfig(BaseModel):
     track: tuple[str, ...] = ()
     """What else follows the run: `tensorboard` (into the run folder) or `tensorboard:FOLDER`; `mlflow` (where
     MLflow's own settings say) or `mlflow:URI`."""
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(
+                f"unknown device {device!r}; there are auto (CUDA where there is some), cpu, cuda, and "
+                "cuda:N for one of several GPUs"
+            )
+        return device
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _full_name(cls, precision: object) -> object:
+        return PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision
 
     @field_validator("bus", "library", "artifacts")
     @classmethod

@@ -60,7 +60,7 @@ HOSTS: Mapping[str, Entry] = {
 }
 """The built-in hosts."""
 
-_COLLECTIONS = ("torchvision", "timm")
+COLLECTIONS = ("torchvision", "timm")
 """`torchvision:NAME` and `timm:NAME` are the models of these packages, where they are installed."""
 
 
@@ -95,7 +95,7 @@ def _builder(name: str, width: int | None) -> Callable[[Task], object]:
     if width is not None:
         raise ConfigError(f"host {name!r} is no built-in one, so --width means nothing to it")
     collection, _, model_name = name.partition(":")
-    if collection in _COLLECTIONS:
+    if collection in COLLECTIONS:
         return lambda task: _from_collection(collection, model_name, task)
     names: Mapping[str, Callable[..., object]] = dict.fromkeys(HOSTS, dict)
     return resolve("host", name, names)

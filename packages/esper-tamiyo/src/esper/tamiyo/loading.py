@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from esper.contracts import ConfigError, EsperError, NotFoundError
+from esper.contracts.words import nearest
 
 
 def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str, F]) -> F:
@@ -23,8 +24,10 @@ def resolve[F: Callable[..., object]](role: str, name: str, builtin: Mapping[str
         return builtin[name]
     module_name, colon, attribute = name.partition(":")
     if not colon:
+        near = nearest(name, builtin)
+        hint = f"did you mean {near!r}? There are" if near else "there are"
         raise NotFoundError(
-            f"unknown {role} {name!r}; there are {', '.join(builtin)}, "
+            f"unknown {role} {name!r}; {hint} {', '.join(builtin)}, "
             f"or name your own function as module:function"
         )
     here = str(Path.cwd())
