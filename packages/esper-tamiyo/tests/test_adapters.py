@@ -220,7 +220,7 @@ class Silent(Module):
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (SeveralOptimizers, {}, "2 optimizers and 0 schedulers"),
+        (SeveralOptimizers, {}, "optimizers: 2, schedulers: 0"),
         (Silent, {}, "no 'val_loss' was logged.*val_error"),
         (Module, {"validates": False}, "no validation takes place"),
         (Module, {"average": StochasticWeightAveraging(swa_lrs=1e-2)}, "averaging callbacks"),

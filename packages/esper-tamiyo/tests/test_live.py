@@ -155,7 +155,7 @@ def test_seeds_on_their_way_come_first_and_dormant_ones_are_left_out(
     (header,) = (i for i, line in enumerate(lines) if "layer" in line)
     assert "α" in lines[header]  # noqa: RUF001
     assert lines[header + 1].split() == ["fc2", "grafting", "0.25", "residual_mlp"]
-    assert lines[header + 2].split() == ["fc0", "fossilized", "1.00", "residual_mlp"]
+    assert lines[header + 2].split() == ["fc0", "kept", "1.00", "residual_mlp"]
     assert "fc1" not in "\n".join(lines)
     assert "2,345 parameters" in "\n".join(lines)
 
@@ -200,6 +200,40 @@ def test_the_last_decision_is_what_grew_and_not_what_followed_from_it(
     assert "advance verified" in "\n".join(drawn(overview))
     watched.packet = packet(decisions=decisions[2:])
     assert "wait    one block at a time" in "\n".join(drawn(overview))
+
+
+def test_a_block_that_stays_is_kept_as_in_the_plain_lines(
+    watch: Callable[..., tuple[Overview, Watched]],
+) -> None:
+    overview, watched = watch(point(0))
+    stays = decision(Action.ADVANCE, "it helps").model_copy(update={"seed_id": (0, 0)})
+    other = decision(Action.ADVANCE, "verified").model_copy(update={"seed_id": (1, 0)})
+    change = SeedEvent(
+        seed_id=(0, 0),
+        site="fc0",
+        from_state=SeedState.FINE_TUNING,
+        to_state=SeedState.FOSSILIZED,
+        epoch=0,
+        step=1,
+        command_id="c",
+        reason="it helps",
+    )
+    watched.packet = packet(
+        seed(0, SeedState.FOSSILIZED), decisions=(stays, other), events=(change,)
+    )
+    text = "\n".join(drawn(overview))
+    assert "last   keep    it helps" in text
+    assert "fossilized" not in text
+
+
+def test_progress_in_making_kernels_is_said_once_there_is_some() -> None:
+    stream = io.StringIO()
+    with Ui(console=Console(file=stream, width=80, highlight=False)) as ui:
+        ui._last_said -= 60  # pyright: ignore[reportPrivateUsage]
+        ui.forged(0, 15)
+        assert stream.getvalue() == ""
+        ui.forged(1, 15)
+    assert stream.getvalue() == "forging and judging kernels: 1 of 15 ready\n"
 
 
 def test_a_finished_training_becomes_one_line() -> None:

@@ -1,9 +1,12 @@
 """The plain training loop, and stopping it."""
 
+import logging
+
 import pytest
 import torch
 
 from esper.tamiyo import build_host, load_task
+from esper.tamiyo.compiling import compiled
 from esper.tamiyo.stopping import StopRequestedError
 from esper.tamiyo.training import measure, train_epoch
 
@@ -50,3 +53,13 @@ def test_a_request_to_stop_is_honoured_between_two_steps() -> None:
         train_epoch(
             model, optimizer, task.train, batch_size=64, order_seed=0, stop=lambda: next(answers)
         )
+
+
+def test_compiling_is_silent_about_a_cuda_toolkit_without_a_gpu(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    compiled(torch.nn.Linear(2, 2))
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "somewhere")
+    logger.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]

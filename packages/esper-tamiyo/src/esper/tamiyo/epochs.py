@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from esper.tamiyo.compiling import compiled
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.environment import count_flops
 from esper.tamiyo.stopping import StopSignals
@@ -76,7 +77,7 @@ def epochs(
     """
     config, model = learner.config, learner.model
     progress = progress or Progress()
-    forward: Any = torch.compile(model) if config.compile else model
+    forward: Any = compiled(model) if config.compile else model
     after_step = learner.scheduler.step if learner.scheduler is not None else lambda: None
     ui.begin(
         label, config.epochs, num_samples=len(learner.task.train), earlier=tuple(training.curve)

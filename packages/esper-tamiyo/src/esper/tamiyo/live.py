@@ -13,7 +13,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from esper.contracts import IN_FLIGHT, Action, SeedState, SeedStatus, SystemStatePacket
+from esper.contracts import (
+    IN_FLIGHT,
+    Action,
+    AdaptationSignal,
+    SeedState,
+    SeedStatus,
+    SystemStatePacket,
+)
 from esper.contracts.words import plural
 from esper.tamiyo.summary import Point
 
@@ -35,6 +42,7 @@ _ACTIONS = {
     Action.ADVANCE: ("advance", "cyan"),
     Action.CULL: ("cull", "yellow"),
 }
+_KEEP = ("keep", "green")
 
 
 class Watched:
@@ -185,11 +193,7 @@ def _seeds(seeds: Sequence[SeedStatus], *, is_ascii: bool) -> Iterator[Table | T
     table.add_column("block", ratio=2, no_wrap=True, overflow="ellipsis")
     for seed in awake[:MAX_SEEDS]:
         style = "cyan" if seed.state in IN_FLIGHT else "dim"
-        state = (
-            Text("unhealthy", "red")
-            if seed.failure
-            else Text(seed.state.lower().replace("_", " "), style)
-        )
+        state = Text("unhealthy", "red") if seed.failure else Text(_state(seed.state), style)
         block = Text(seed.blueprint_name or "")
         table.add_row("", Text(seed.site), state, f"{seed.alpha:.2f}", block)
     yield table
@@ -199,10 +203,13 @@ def _seeds(seeds: Sequence[SeedStatus], *, is_ascii: bool) -> Iterator[Table | T
 
 def _last_decision(packet: SystemStatePacket, *, width: int) -> Iterator[Table]:
     """Draw what was decided last: what grew or went, else what moved, else why nothing did."""
-    weighty = [d for d in packet.decisions if d.action in (Action.GERMINATE, Action.CULL)]
+    kept = _keeping(packet)
+    weighty = [
+        d for d in packet.decisions if d.action in (Action.GERMINATE, Action.CULL) or d in kept
+    ]
     moved = [d for d in packet.decisions if d.action is not Action.WAIT]
     for decision in (weighty or moved or packet.decisions)[-1:]:
-        verb, style = _ACTIONS[decision.action]
+        verb, style = _KEEP if decision in kept else _ACTIONS[decision.action]
         room = max(10, width - 16)
         reason = Text(decision.reason.replace("\n", " "))
         reason.truncate(room * DECISION_LINES - 8, overflow="ellipsis")  # words break early
@@ -212,6 +219,18 @@ def _last_decision(packet: SystemStatePacket, *, width: int) -> Iterator[Table]:
         row.add_column(width=room)
         row.add_row(Text("last", "dim"), Text(verb, style), reason)
         yield row
+
+
+def _keeping(packet: SystemStatePacket) -> list[AdaptationSignal]:
+    """Return the decisions by which blocks stayed for good: the last advance of each."""
+    kept = {e.seed_id for e in packet.events if e.to_state is SeedState.FOSSILIZED}
+    advances = {d.seed_id: d for d in packet.decisions if d.action is Action.ADVANCE}
+    return [decision for seed_id, decision in advances.items() if seed_id in kept]
+
+
+def _state(state: SeedState) -> str:
+    """Return a state as a word; what stays for good is called as in the lines that scroll."""
+    return "kept" if state is SeedState.FOSSILIZED else state.lower().replace("_", " ")
 
 
 def sparkline(values: Sequence[float], *, width: int, is_ascii: bool = False) -> str:

@@ -31,6 +31,7 @@ from esper.tamiyo.controller import Tamiyo
 from esper.tamiyo.environment import describe_environment, describe_layers
 from esper.tamiyo.epochs import Learner, epochs, make_learner
 from esper.tamiyo.folder import RunFolder, reopened_folder, run_folder
+from esper.tamiyo.foreseeing import why_nothing_grows
 from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripted
@@ -261,6 +262,8 @@ def grow(
     watch.ui.say(
         f"{plural(len(controller.kernels), 'kernel')} forged and judged for {plural(len(bed.sites), 'site')}"
     )
+    if place is None and (why := why_nothing_grows(controller, record.config.epochs)) is not None:
+        watch.ui.say(f"[yellow]note[/]   {escape(why)}")
     stop.defer()
     with controller:
         if place is None:

@@ -69,8 +69,9 @@ class Ui:
 
     def forged(self, done: int, total: int) -> None:
         """Say now and then how many of the kernels are ready: wide layers take minutes."""
-        if done and time.monotonic() - self._last_said > FORGED_EVERY_SECONDS:
-            self.say(f"forging and judging kernels: {done} of {total} are ready")
+        is_news = done > 0 or self._is_live  # in a log, a line that says nothing yet is noise
+        if is_news and time.monotonic() - self._last_said > FORGED_EVERY_SECONDS:
+            self.say(f"forging and judging kernels: {done} of {total} ready")
 
     def begin(
         self,

@@ -33,7 +33,9 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name in environment:
         if name.startswith(PREFIX) and name not in fields:
             near = nearest(name.removeprefix(PREFIX).lower(), fields.values())
-            hint = f"did you mean {variable_of(near)}?" if near else f"there are {', '.join(fields)}"
+            hint = (
+                f"did you mean {variable_of(near)}?" if near else f"there are {', '.join(fields)}"
+            )
             raise ConfigError(f"{name} in the environment is no option of a run; {hint}")
     given = {field: environment[name] for name, field in fields.items() if environment.get(name)}
     return {

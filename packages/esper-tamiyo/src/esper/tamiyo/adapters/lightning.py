@@ -55,11 +55,10 @@ class GrowCallback(Callback):
         if refusal := _refusal(trainer):
             raise ConfigError(refusal)
         last, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch or 1
-        schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
         self._keeper.open(
             pl_module,
             *trainer.optimizers,
-            scheduler=next(schedulers, None),
+            scheduler=next((each.scheduler for each in trainer.lr_scheduler_configs), None),
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             epochs=last // every if last > 0 else None,
         )
@@ -92,7 +91,7 @@ def _refusal(trainer: Any) -> str | None:
         return "no validation takes place, which growth is decided by; give fit() validation data"
     numbers = len(trainer.optimizers), len(trainer.lr_scheduler_configs)
     if numbers not in ((1, 0), (1, 1)):
-        found = "{} optimizers and {} schedulers".format(*numbers)
+        found = "optimizers: {}, schedulers: {}".format(*numbers)
         return f"configure_optimizers returned {found}; expected one, and at most one"
     names = {base.__name__ for callback in trainer.callbacks for base in type(callback).__mro__}
     if names & {"StochasticWeightAveraging", "WeightAveraging"}:
