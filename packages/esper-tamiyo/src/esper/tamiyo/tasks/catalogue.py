@@ -93,5 +93,4 @@ def load_task(name: str, source: Source | None = None) -> Task:
         raise ConfigError(
             f"task {name!r} returned a {type(task).__name__}; expected esper.tamiyo.Task"
         )
-    check_task(name, task)
-    return task
+    return check_task(name, task)
