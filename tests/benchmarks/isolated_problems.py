@@ -94,7 +94,7 @@ def text() -> Problem:
 
 def images(name: str, task: str, host: Callable[[], nn.Module], **rest: Any) -> Problem:
     """Return a classification task of Tamiyo's."""
-    data = load_task(task).train
+    data = load_task(task).train.known()
     inputs = data.inputs.flatten(1)
 
     def batch(generator: torch.Generator) -> Batch:

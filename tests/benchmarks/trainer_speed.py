@@ -82,7 +82,7 @@ class MinimalLoop:
     def epoch(self) -> float:
         """Train one epoch and measure on validation data; return the seconds that training took."""
         begun = time.perf_counter()
-        data, batch_size = self.task.train, self.config.batch_size
+        data, batch_size = self.task.train.known(), self.config.batch_size
         self.model.train()
         total = 0.0
         order = torch.randperm(len(data.inputs))

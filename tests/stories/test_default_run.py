@@ -205,7 +205,7 @@ def test_the_policy_never_trains_exactly_like_its_twin(tmp_path: Path) -> None:
 
 def test_no_decision_ever_sees_test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task("digits")
-    other = Split(inputs=task.test.inputs.flip(0) * 3, targets=task.test.targets)
+    other = Split(inputs=task.test.known().inputs.flip(0) * 3, targets=task.test.known().targets)
 
     def load_other(_: Source) -> Task:
         return replace(task, test=other)

@@ -82,6 +82,7 @@ def test_a_device_is_a_name_and_a_number_at_most(device: str) -> None:
         ({"library": "sqlite://[x", "artifacts": "file:x"}, "^library: the URL is malformed"),
         ({"learning_rate": float("inf")}, "learning_rate: Input should be a finite number"),
         ({"learning_rate": float("nan")}, "learning_rate: Input should be a finite number"),
+        ({"workers": -1}, "workers: Input should be greater than or equal to 0"),
         ({"threads": 99_999}, "threads: Input should be less than or equal to 1024"),
     ],
 )

@@ -110,9 +110,9 @@ def test_mnist_is_read_as_it_was_written(tmp_path: Path) -> None:
     test = np.random.default_rng(0)
     test.integers(0, 256, (40, 28, 28))
     expected = test.integers(0, 256, (12, 28, 28))
-    assert torch.allclose(task.test.inputs[:, 0], torch.tensor(expected / 255.0).float())
-    assert list(map(int, task.test.targets)) == [n % 10 for n in range(12)]
-    assert float(task.train.inputs.max()) <= 1.0
+    assert torch.allclose(task.test.known().inputs[:, 0], torch.tensor(expected / 255.0).float())
+    assert list(map(int, task.test.known().targets)) == [n % 10 for n in range(12)]
+    assert float(task.train.known().inputs.max()) <= 1.0
     assert pixels.max() > 1
 
 
@@ -160,7 +160,7 @@ def test_the_fine_label_of_cifar100_is_the_second_byte(tmp_path: Path) -> None:
     for name in ("train.bin", "test.bin"):
         (tmp_path / name).write_bytes(rows.tobytes())
     task = load_task("cifar100", Source(path=tmp_path))
-    assert set(map(int, task.test.targets)) == {77}
+    assert set(map(int, task.test.known().targets)) == {77}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_table_says_what_was_done_with_it(tmp_path: Path) -> None:
     assert "'one' was left out: it is 'same' in all train rows" in notes
     assert "'name' was left out" in notes
     assert task.num_features == 4
-    assert bool(torch.isfinite(task.train.inputs).all())
+    assert bool(torch.isfinite(task.train.known().inputs).all())
 
 
 def test_a_target_of_many_numbers_is_a_regression(tmp_path: Path) -> None:
@@ -207,8 +207,10 @@ def test_a_target_of_many_numbers_is_a_regression(tmp_path: Path) -> None:
     path = write_table(tmp_path, "\n".join(["x;y", *(row.replace(",", ";") for row in rows)]))
     task = load_task("table", Source(path=path, target="y"))
     assert task.goal is Goal.REGRESSION
-    targets = torch.cat([task.train.targets, task.validation.targets, task.test.targets])
-    assert abs(float(task.train.targets.mean())) < 1e-5
+    targets = torch.cat(
+        [task.train.known().targets, task.validation.known().targets, task.test.known().targets]
+    )
+    assert abs(float(task.train.known().targets.mean())) < 1e-5
     assert float(targets.std()) == pytest.approx(1.0, abs=0.2)
 
 
@@ -266,7 +268,7 @@ def test_whatever_is_in_a_table_its_inputs_are_finite_numbers(
         assert "t.csv" in str(error)  # noqa: PT017
         return
     for part in (task.train, task.validation, task.test):
-        assert bool(torch.isfinite(part.inputs).all())
+        assert bool(torch.isfinite(part.known().inputs).all())
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_a_bad_text_is_explained(tmp_path: Path, content: bytes, message: str) -
 def test_a_texts_targets_are_its_next_characters(tmp_path: Path) -> None:
     task = load_from(tmp_path, "text")
     assert task.goal is Goal.LANGUAGE
-    assert torch.equal(task.train.inputs[:, 1:], task.train.targets[:, :-1])
+    assert torch.equal(task.train.known().inputs[:, 1:], task.train.known().targets[:, :-1])
 
 
 def test_data_for_a_task_that_brings_its_own_is_refused(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def test_a_built_in_task_is_split_once_and_for_all(name: str) -> None:
         one, other = getattr(first, part), getattr(again, part)
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.targets, other.targets)
-    rows = torch.cat([first.train.inputs, first.validation.inputs, first.test.inputs])
+    rows = torch.cat(
+        [first.train.known().inputs, first.validation.known().inputs, first.test.known().inputs]
+    )
     assert len(rows) == {"digits": 1797, "mnist1d": 5000}[name]
 
 
@@ -122,7 +124,7 @@ def test_equal_seeds_build_equal_hosts() -> None:
 def test_a_users_own_task_and_host_are_found_beside_them(my_module: str) -> None:
     task = load_task(f"{my_module}:load")
     host = build_host(f"{my_module}:build", task, seed=0)
-    assert host(task.test.inputs).shape == (9, 3)
+    assert host(task.test.known().inputs).shape == (9, 3)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_unusable_data_is_explained(
     message: str,
 ) -> None:
     good = load_task(f"{my_module}:load")
-    bad: Task = replace(good, test=spoil(good.test))
+    bad: Task = replace(good, test=spoil(good.test.known()))
     _add(monkeypatch, bad)
     with pytest.raises(ConfigError, match=message):
         load_task("bad")

@@ -56,11 +56,13 @@ class Copies:
                 self._pairs += ours.items()
         self.sync_alpha()
 
-    @torch.no_grad()
     def sync_alpha(self) -> None:
         """Blend every block of a copy in as much as that of the host: a ramp is no average."""
-        for theirs, ours in self._pairs:
-            ours.alpha.copy_(theirs.alpha)
+        if not self._pairs:
+            return  # entering no_grad would cost ten times what the rest of a step's bookkeeping does
+        with torch.no_grad():
+            for theirs, ours in self._pairs:
+                ours.alpha.copy_(theirs.alpha)
 
 
 def _align(

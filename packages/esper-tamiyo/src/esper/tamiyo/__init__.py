@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Timing,
     )
     from esper.tamiyo.runtime import Runtime, RuntimeUrls
-    from esper.tamiyo.tasks import Split, Task, load_task
+    from esper.tamiyo.tasks import DatasetSplit, Split, Task, load_task
     from esper.tamiyo.verdict import Evaluate, Evidence, Figures, Verdict, judge
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Attention",
     "Budget",
     "Chance",
+    "DatasetSplit",
     "Due",
     "EpochFigures",
     "Evaluate",
@@ -73,6 +74,7 @@ _MODULES = {
     "Attention": "policies",
     "Budget": "policies",
     "Chance": "policies",
+    "DatasetSplit": "tasks",
     "Due": "policies",
     "EpochFigures": "policies",
     "Evaluate": "verdict",

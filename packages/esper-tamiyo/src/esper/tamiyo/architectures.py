@@ -130,7 +130,7 @@ def transformer(task: Task, width: int) -> nn.Module:
         raise ConfigError(
             f"host 'transformer' has {_HEADS} heads; width {width} is no multiple of that"
         )
-    length = int(task.train.inputs.shape[1])
+    (length,) = task.sample_shape
     return nn.Sequential(
         Embedding(task.num_classes, length, width),
         *(TransformerBlock(width) for _ in range(_BLOCKS)),

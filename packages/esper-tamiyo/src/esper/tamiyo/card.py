@@ -20,7 +20,7 @@ def model_card(
     `undecided` is said of blocks that awaited their verdict.
     """
     grown, twin = summary["grown"], summary["twin"]
-    shape = tuple(task.train.inputs.shape[1:])
+    one = task.train.first(1).inputs
     lines = [
         f"# {config.host} for {task.name}",
         "",
@@ -29,8 +29,8 @@ def model_card(
         "",
         "## Use",
         "",
-        f"Inputs have the shape (batch, {', '.join(map(str, shape))}) and type "
-        f"{str(task.train.inputs.dtype).removeprefix('torch.')}; {_answers(task)}",
+        f"Inputs have the shape (batch, {', '.join(map(str, one.shape[1:]))}) and type "
+        f"{str(one.dtype).removeprefix('torch.')}; {_answers(task)}",
         "",
         "```python",
         "import torch",

@@ -119,6 +119,12 @@ def train(
     ] = None,
     seed: Annotated[int | None, _option("Same seed, same decisions, same weights.", "seed")] = None,
     threads: Annotated[int | None, _option("Threads that torch computes with.", "threads")] = None,
+    workers: Annotated[
+        int | None,
+        _option(
+            "Processes that read samples ahead, of data that is not held in memory.", "workers"
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         _option(

@@ -72,6 +72,9 @@ class RunConfig(BaseModel):
     """Whether the training step's forward pass is compiled (torch.compile)."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads that torch computes with; the built-in hosts are too small to gain from more."""
+    workers: int = Field(default=0, ge=0, le=256)
+    """Processes that read samples ahead, of data that is not held in memory; 0 reads each batch when it is
+    needed. The weights are the same."""
     checkpoint_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     """At most so often a checkpoint is written, at the end of an epoch; 0: at every one."""
     keep_checkpoints: int = Field(default=3, ge=2, le=1000)

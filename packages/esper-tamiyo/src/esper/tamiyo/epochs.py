@@ -100,9 +100,8 @@ def epochs(
         figures = learner.measure()
         parameters = sum(p.numel() for p in model.parameters())
         if last is None or parameters != last.parameters:
-            flops = count_flops(
-                model, learner.task.train.inputs[:2]
-            )  # as many as it was tried with
+            two = learner.task.train.first(2)  # as many as it was tried with
+            flops = count_flops(model, two.inputs)
         else:
             flops = last.flops  # what did not grow costs the same
         last = Point(

@@ -61,7 +61,7 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
     was_there = to.is_dir()
     to.mkdir(parents=True, exist_ok=True)
     try:
-        bed.export(to, task.train.inputs[:2], onnx=onnx)
+        bed.export(to, task.train.first(2).inputs, onnx=onnx)
         for name in ("lineage.json",):
             if not (to / name).exists():
                 shutil.copyfile(run / name, to / name)

@@ -22,7 +22,8 @@ from esper.contracts.words import type_of
 from esper.tamiyo import architectures
 from esper.tamiyo.loading import call, failure, resolve
 from esper.tamiyo.tasks.goals import Goal, mean_loss
-from esper.tamiyo.tasks.task import Split, Task
+from esper.tamiyo.tasks.split import Split
+from esper.tamiyo.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,8 @@ def _from_collection(collection: str, name: str, task: Task) -> nn.Module:
 
 def _check_fit(name: str, model: nn.Module, task: Task) -> None:
     """Answer and train on two samples; leaves the model and the random streams as they were."""
-    two = Split(inputs=task.train.inputs[:2], targets=task.train.targets[:2])
-    inputs, _ = two.inputs, two.targets
+    two = task.train.first(2)
+    inputs = two.inputs
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         output = _attempt(name, task, " answering", model, lambda: _answer(model, inputs))
         expected = (len(inputs), task.num_classes)
@@ -181,7 +182,7 @@ def _attempt[T](name: str, task: Task, when: str, model: nn.Module, action: Call
     try:
         return action()
     except (Exception, SystemExit) as error:  # anything may happen in a model of the user's
-        shape = f"{when} a batch of shape {(2, *task.train.inputs.shape[1:])} of task {task.name!r}"
+        shape = f"{when} a batch of shape {(2, *task.sample_shape)} of task {task.name!r}"
         where = f", in {entered[-1]}" if entered else ""
         raise failure("host", name, error, shape + where) from error
     finally:

@@ -38,7 +38,7 @@ from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripte
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
 from esper.tamiyo.summary import RunRecord, Training, summarise
-from esper.tamiyo.tasks import Source, Task, load_task
+from esper.tamiyo.tasks import Readers, Source, Task, load_task
 from esper.tamiyo.tracking import Tracker, tracking
 from esper.tamiyo.training import Means, Progress, choose_means
 from esper.tamiyo.ui import Ui
@@ -112,14 +112,20 @@ def _run(
     policy = choose_policy(config.policy)
     blueprints = own_blueprints(config, folder, is_new=slot is None)
     means = choose_means(config.device, config.precision, config.accumulate)
-    task = load_task(config.task, Source(path=config.data, target=config.target))
+    readers = Readers(config.workers, pin=means.device.type == "cuda")
+    task = load_task(config.task, Source(path=config.data, target=config.target)).read_by(readers)
     host = build_host(config.host, task, seed=config.seed, width=config.width)
     for note in task.notes:
         ui.say(f"[dim]data[/]   {escape(note)}")
+    if config.workers and readers.are_idle:
+        ui.say(
+            f"[yellow]note[/]   --workers {config.workers} brings nothing: the data of task "
+            f"{escape(repr(task.name))} is in memory, where nothing is faster"
+        )
     layers = describe_layers(host)
     host = host.to(means.device)
     if slot is None:
-        example = task.train.inputs[: config.batch_size].to(means.device)
+        example = task.train.first(config.batch_size).inputs.to(means.device)
         bed = seed_bed_factory()(
             host,
             example=example,
@@ -141,7 +147,7 @@ def _run(
         environment=describe_environment(means),
     )
     after = None if place is None else place.log
-    with _threads(config.threads), tracking(config, folder, ui.warn) as tracker:
+    with _threads(config.threads), readers, tracking(config, folder, ui.warn) as tracker:
         watch = Watch(ui=ui, tracker=tracker, stop=stop)
         with (
             trace_context(folder.run_id),

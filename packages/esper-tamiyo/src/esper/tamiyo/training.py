@@ -15,11 +15,13 @@ from esper.contracts import ConfigError
 from esper.contracts.words import plural
 from esper.tamiyo.stopping import StopRequestedError
 from esper.tamiyo.tasks.goals import Goal, correct, losses, mean_loss
-from esper.tamiyo.tasks.task import Split
+from esper.tamiyo.tasks.split import DatasetSplit, Split
 from esper.tamiyo.verdict import Figures
 
 _MEASURED_AT_ONCE = 1_024
 """Samples; more would cost memory and gain nothing."""
+_MEASURED_BYTES = 64 * 2**20
+"""So large may these be: a thousand photographs at once are none too few."""
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -80,7 +82,7 @@ class Progress:
 def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data: Split,
+    data: Split | DatasetSplit,
     *,
     goal: Goal = Goal.CLASSIFICATION,
     batch_size: int,
@@ -116,39 +118,40 @@ def train_epoch(
     progress = progress or Progress()
     model.train()
     generator = torch.Generator().manual_seed(order_seed)
-    order = torch.randperm(len(data), generator=generator).to(data.inputs.device)
-    batches: Sequence[Tensor] = torch.split(order, batch_size)
+    order = torch.randperm(len(data), generator=generator)
+    sizes = [len(batch) for batch in torch.split(order, batch_size)]
+    reading = data.batches(order, batch_size, begin=progress.batches, seed=order_seed)
     # On the device until the end: a GPU need not wait for each loss to be read.
     found: list[Tensor] = []
     begun = progress.batches
     optimizer.zero_grad(set_to_none=True)
-    for number in range(progress.batches, len(batches)):
-        batch, done = batches[number], number % means.accumulate
+    for number, (inputs, targets) in enumerate(reading, start=begun):
+        done = number % means.accumulate
         if done == 0 and stop():
-            progress.loss_sum = _add(progress.loss_sum, found, batches[begun:])
+            progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
             progress.batches = number
             raise StopRequestedError
         with means.precision():
-            loss = mean_loss(goal, model(data.inputs[batch]), data.targets[batch])
+            loss = mean_loss(goal, model(inputs), targets)
         found.append(loss.detach())
-        is_last = done == means.accumulate - 1 or number == len(batches) - 1
+        is_last = done == means.accumulate - 1 or number == len(sizes) - 1
         # The last step of an epoch may be of fewer mini-batches; it is their mean all the same.
-        share = min(means.accumulate, len(batches) - (number - done))
+        share = min(means.accumulate, len(sizes) - (number - done))
         _backward(loss if share == 1 else loss / share, scaler)
         if is_last:
             _step(optimizer, scaler)
             optimizer.zero_grad(set_to_none=True)
             after_step()
-    progress.loss_sum = _add(progress.loss_sum, found, batches[begun:])
-    progress.batches = len(batches)
+    progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
+    progress.batches = len(sizes)
     return progress.loss_sum / len(data)
 
 
-def _add(total: float, found: Sequence[Tensor], batches: Sequence[Tensor]) -> float:
+def _add(total: float, found: Sequence[Tensor], sizes: Sequence[int]) -> float:
     """Return `total` and the losses of the samples of mini-batches, added one after the other."""
     values = cast("list[float]", torch.stack(list(found)).tolist()) if found else []  # pyright: ignore[reportUnknownMemberType]
-    for value, batch in zip(values, batches, strict=False):  # the last ones were not trained with
-        total += value * len(batch)
+    for value, size in zip(values, sizes, strict=False):  # the last ones were not trained with
+        total += value * size
     return total
 
 
@@ -167,7 +170,7 @@ def _step(optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
 
 def measure(
     model: nn.Module,
-    data: Split,
+    data: Split | DatasetSplit,
     *,
     goal: Goal = Goal.CLASSIFICATION,
     means: Means | None = None,
@@ -179,11 +182,10 @@ def measure(
     found: list[Tensor] = []
     right: list[Tensor] = []
     with torch.no_grad(), means.precision():
-        for start in range(0, len(data), _MEASURED_AT_ONCE):
-            some = slice(start, start + _MEASURED_AT_ONCE)
-            answers = model(data.inputs[some]).float()
-            found.append(losses(goal, answers, data.targets[some]))
-            correct_ones = correct(goal, answers, data.targets[some])
+        for inputs, targets in data.in_order(_measured_at_once(data)):
+            answers = model(inputs).float()
+            found.append(losses(goal, answers, targets))
+            correct_ones = correct(goal, answers, targets)
             if correct_ones is not None:
                 right.append(correct_ones)
     model.train(was_training)
@@ -193,3 +195,8 @@ def measure(
         accuracy=torch.cat(right).mean().item() if right else None,
         losses=cast("list[float]", all_losses.tolist()),  # pyright: ignore[reportUnknownMemberType]
     )
+
+
+def _measured_at_once(data: Split | DatasetSplit) -> int:
+    one = data.first(1).inputs
+    return max(1, min(_MEASURED_AT_ONCE, _MEASURED_BYTES // max(1, one.nbytes)))

@@ -84,9 +84,9 @@ class Warmup:
         self.rise = None if state is None else Rise(**state)
 
     def _lower(self, *_: object) -> None:
-        self._put_back()
         if self.rise is None:
             return
+        self._put_back()
         step = self._step()
         if step - self.rise.begun >= self.rise.steps:
             self.rise = None
@@ -97,6 +97,8 @@ class Warmup:
 
     def _put_back(self, *_: object) -> None:
         """Return their rates to the groups; they are lowered still after a step that raised an error."""
+        if not self._rates:
+            return
         for group, rate in zip(self._groups(), self._rates, strict=False):
             group["lr"] = rate
         self._rates.clear()

@@ -92,5 +92,4 @@ def load_task(name: str, source: Source | None = None) -> Task:
         task = call("task", name, function)
     if not isinstance(task, Task):
         raise ConfigError(f"task {name!r} returned {type_of(task)}; expected esper.tamiyo.Task")
-    check_task(name, task)
-    return task
+    return check_task(name, task)

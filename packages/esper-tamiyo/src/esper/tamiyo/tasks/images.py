@@ -1,16 +1,29 @@
-"""Images in folders, one folder for each class: `cats/1.png`, `dogs/2.jpg` and so on."""
+"""Images in folders, one folder for each class: `cats/1.png`, `dogs/2.jpg` and so on.
 
+Few are decoded into memory, many are read from their files batch by batch: the same pixels in the same order.
+
+Shapes: C channels, H height, W width.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import override
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from esper.contracts import ConfigError
 from esper.contracts.words import plural
 from esper.tamiyo.tasks.source import Source
-from esper.tamiyo.tasks.task import Task, shuffled
+from esper.tamiyo.tasks.split import DatasetSplit
+from esper.tamiyo.tasks.task import Task, parts, shuffled
+
+IN_MEMORY_BYTES = 10**9
+"""Larger ones, as float32, are read when they are needed: an ordinary computer has room for this many."""
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _CONTENTS = "one folder of images for each class, for example cats/1.png and dogs/1.png"
@@ -39,24 +52,67 @@ def images(source: Source) -> Task:
         raise ConfigError(
             f"{folder} has {plural(len(found), 'image')}; expected at least {_MIN_IMAGES}"
         )
-    pixels = [_read(path) for path, _ in found]
-    channels = max(len(each) for each in pixels)
-    for (path, _), each in zip(found, pixels, strict=True):
-        if each.shape[1:] != pixels[0].shape[1:]:
+    shapes = [_shape(path) for path, _ in found]
+    for (path, _), (_, height, width) in zip(found, shapes, strict=True):
+        if (height, width) != shapes[0][1:]:
             raise ConfigError(
-                f"{path} is {each.shape[2]} x {each.shape[1]} pixels, {found[0][0]} is "
-                f"{pixels[0].shape[2]} x {pixels[0].shape[1]}; scale all images to one size first"
+                f"{path} is {width} x {height} pixels, {found[0][0]} is "
+                f"{shapes[0][2]} x {shapes[0][1]}; scale all images to one size first"
             )
-    stacked = torch.stack([each.expand(channels, -1, -1) for each in pixels])
-    num_test = max(1, len(found) // 5)
-    return shuffled(
-        "images",
-        stacked.float() / 255.0,
-        torch.tensor([label for _, label in found]),
+    return _task(found, classes, (max(shape[0] for shape in shapes), *shapes[0][1:]))
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Image files with their labels; each is decoded when it is asked for."""
+
+    def __init__(self, found: Sequence[tuple[Path, int]], num_channels: int) -> None:
+        self.found = found
+        self._num_channels = num_channels
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @override
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return the pixels (C, H, W), scaled to [0, 1], and the label."""
+        path, label = self.found[index]
+        return _read(path).expand(self._num_channels, -1, -1).float() / 255.0, label
+
+
+def _task(
+    found: Sequence[tuple[Path, int]], classes: Sequence[str], shape: tuple[int, int, int]
+) -> Task:
+    held_out = max(1, len(found) // 10), max(1, len(found) // 5)
+    note = f"{plural(len(found), 'image')} of {len(classes)} classes: {', '.join(classes)}"
+    channels, height, width = shape
+    num_bytes = 4 * len(found) * channels * height * width
+    if num_bytes <= IN_MEMORY_BYTES:
+        pixels = [_read(path).expand(channels, -1, -1) for path, _ in found]
+        return shuffled(
+            "images",
+            torch.stack(pixels).float() / 255.0,
+            torch.tensor([label for _, label in found]),
+            num_classes=len(classes),
+            held_out=held_out,
+            image_shape=shape,
+            notes=(note,),
+        )
+    train, validation, test = (
+        DatasetSplit(dataset=Images([found[int(index)] for index in part], channels))
+        for part in parts(len(found), held_out)
+    )
+    return Task(
+        name="images",
+        train=train,
+        validation=validation,
+        test=test,
         num_classes=len(classes),
-        held_out=(max(1, len(found) // 10), num_test),
-        image_shape=(channels, int(stacked.shape[2]), int(stacked.shape[3])),
-        notes=(f"{plural(len(found), 'image')} of {len(classes)} classes: {', '.join(classes)}",),
+        image_shape=shape,
+        notes=(
+            note,
+            f"in memory they would take {num_bytes / 1e9:,.1f} GB, so each is read when it is needed; "
+            "--workers N reads ahead",
+        ),
     )
 
 
@@ -64,14 +120,30 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
 
 
+def _shape(path: Path) -> tuple[int, int, int]:
+    """Return what `_read` will return, from the head of the file alone."""
+    with _opened(path) as image:
+        return 1 if _is_grey(image) else 3, image.height, image.width
+
+
 def _read(path: Path) -> Tensor:
+    """Return an image's bytes: (C, H, W)."""
+    with _opened(path) as image:
+        pixels = np.array(image.convert("L" if _is_grey(image) else "RGB"))
+    channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(channels))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "I", "I;16", "F")
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[Image.Image]:
     try:
         with Image.open(path) as image:
-            grey = image.mode in ("1", "L", "I", "I;16", "F")
-            pixels = np.array(image.convert("L" if grey else "RGB"))
+            yield image
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ConfigError(
             f"{path} cannot be read as an image ({error}); replace or remove it"
         ) from error
-    channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(channels))  # pyright: ignore[reportUnknownMemberType]

@@ -16,7 +16,8 @@ from torch import Tensor
 from esper.contracts import ConfigError
 from esper.contracts.words import plural
 from esper.tamiyo.tasks.source import Source, find
-from esper.tamiyo.tasks.task import Split, Task, parts
+from esper.tamiyo.tasks.split import Split
+from esper.tamiyo.tasks.task import Task, parts
 
 _IDX = (
     "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "

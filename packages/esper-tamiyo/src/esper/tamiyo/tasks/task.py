@@ -1,4 +1,4 @@
-"""Tasks: data in three parts, in memory.
+"""Tasks: data in three parts.
 
 The trainer learns on `train`, the controller decides on `validation`, and the figures that a run
 reports come from `test`, which nothing else ever sees.
@@ -17,23 +17,11 @@ from torch import Tensor
 from esper.contracts import ConfigError
 from esper.contracts.words import plural, type_of
 from esper.tamiyo.tasks.goals import Goal
+from esper.tamiyo.tasks.readers import Readers
+from esper.tamiyo.tasks.samples import Rule
+from esper.tamiyo.tasks.split import DatasetSplit, Split
 
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One part of a task."""
-
-    inputs: Tensor
-    """(N, …), floating point; for a language task (N, T) int64 character indices."""
-    targets: Tensor
-    """(N,) int64 class indices; (N,) floating point for regression; (N, T) int64 for a language task."""
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def to(self, device: torch.device) -> "Split":
-        """Return the same samples on a device."""
-        return Split(inputs=self.inputs.to(device), targets=self.targets.to(device))
+_PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +29,9 @@ class Task:
     """What is to be learned, from which data."""
 
     name: str
-    train: Split
-    validation: Split
-    test: Split
+    train: Split | DatasetSplit
+    validation: Split | DatasetSplit
+    test: Split | DatasetSplit
     num_classes: int
     """Classes, or characters of a language task's alphabet; 1 for regression."""
     image_shape: tuple[int, int, int] | None = None
@@ -53,23 +41,35 @@ class Task:
     """What was done with the data, in sentences for the user: scaling, missing values, what was left out."""
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one input, without the batch."""
+        return tuple(self.train.first(1).inputs.shape[1:])
+
+    @property
     def num_features(self) -> int:
         """Numbers in one sample."""
-        return int(self.train.inputs[0].numel())
+        return math.prod(self.sample_shape)
 
     def to(self, device: torch.device) -> "Task":
         """Return the same task with its data on a device."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            test=self.test.to(device),
-        )
+        return replace(self, **{part: getattr(self, part).to(device) for part in _PARTS})
+
+    def read_by(self, readers: Readers) -> "Task":
+        """Return the same task with what is not in memory read by `readers`."""
+        return replace(self, **{part: getattr(self, part).read_by(readers) for part in _PARTS})
 
 
-def check_task(name: str, task: Task) -> None:
-    """Check every field: a function of the user's may have put anything in it."""
-    for part in ("train", "validation", "test"):
+def check_task(name: str, task: Task) -> Task:
+    """Check every field: a function of the user's may have put anything in it.
+
+    Return the task. What is not in memory has been checked by its first samples, and the others are held to
+    the same when they are read.
+
+    Raises:
+        ConfigError: naming what is wrong.
+
+    """
+    for part in _PARTS:
         _check_types(f"task {name!r}, {part} data", getattr(task, part))
     if not (isinstance(task.name, str) and task.name):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"task {name!r}: its name is {task.name!r}; expected a word")
@@ -77,20 +77,36 @@ def check_task(name: str, task: Task) -> None:
         raise ConfigError(
             f"task {name!r}: num_classes is {task.num_classes!r}; expected a whole number above 0"
         )
-    for part in ("train", "validation", "test"):
-        _check_split(task, part, getattr(task, part))
+    rules = {part: Rule(task=task.name, part=part, goal=task.goal) for part in _PARTS}
+    known: dict[str, Split] = {
+        part: getattr(task, part).held_to(rule).known() for part, rule in rules.items()
+    }
+    for part in _PARTS:
+        _check_split(task, part, known[part], known["train"])
     _check_image_shape(name, task)
+    inputs = known["train"].inputs
+    return replace(
+        task,
+        **{
+            part: getattr(task, part).held_to(
+                replace(
+                    rule,
+                    num_classes=task.num_classes,
+                    shape=tuple(inputs.shape[1:]),
+                    dtype=inputs.dtype,
+                )
+            )
+            for part, rule in rules.items()
+        },
+    )
 
 
 def _check_types(where: str, split: object) -> None:
-    if not isinstance(split, Split):
-        raise ConfigError(f"{where} is {type_of(split)}; expected esper.tamiyo.Split")
-    for field in ("inputs", "targets"):
-        value: object = getattr(split, field)
-        if not isinstance(value, Tensor):
-            raise ConfigError(f"{where}: {field} is {type_of(value)}; expected a Tensor")
-        if value.ndim == 0:
-            raise ConfigError(f"{where}: {field} is a single number; expected one per sample")
+    if not isinstance(split, Split | DatasetSplit):
+        raise ConfigError(
+            f"{where} is {type_of(split)}; expected esper.tamiyo.Split or DatasetSplit"
+        )
+    split.check(where)
 
 
 def _check_image_shape(name: str, task: Task) -> None:
@@ -106,17 +122,17 @@ def _check_image_shape(name: str, task: Task) -> None:
         )
 
 
-def _check_split(task: Task, part: str, split: Split) -> None:
+def _check_split(task: Task, part: str, split: Split, train: Split) -> None:
     where = f"task {task.name!r}, {part} data"
     if len(split) == 0 or len(split.targets) != len(split):
         raise ConfigError(
             f"{where}: {plural(len(split), 'input')} and {plural(len(split.targets), 'target')}; "
             "expected as many of both, and at least one"
         )
-    if split.inputs.shape[1:] != task.train.inputs.shape[1:]:
+    if split.inputs.shape[1:] != train.inputs.shape[1:]:
         raise ConfigError(
             f"{where}: one sample is {tuple(split.inputs.shape[1:])}; expected "
-            f"{tuple(task.train.inputs.shape[1:])} as in the train data"
+            f"{tuple(train.inputs.shape[1:])} as in the train data"
         )
     if task.goal is Goal.LANGUAGE:
         _check_texts(where, task, split)

@@ -13,7 +13,8 @@ from esper.contracts import ConfigError
 from esper.contracts.words import plural
 from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.source import Source
-from esper.tamiyo.tasks.task import Split, Task
+from esper.tamiyo.tasks.split import Split
+from esper.tamiyo.tasks.task import Task
 
 LENGTH = 64
 """Characters of one sample."""
