@@ -40,7 +40,7 @@ def build(task):
 
 OPTIONS = (
     *("--host", "dropout:build", "--epochs", "30", "--no-twin", "--checkpoint-seconds", "0"),
-    *("--schedule", "cosine", "--accumulate", "2"),
+    *("--schedule", "cosine", "--accumulate", "2", "--ema", "0.9"),
 )
 
 
@@ -51,6 +51,8 @@ def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Finis
     run = train(*OPTIONS, cwd=folder)
     assert run.exit_code == 0, run.stderr
     assert run.summary["adaptations"]
+    assert run.summary["averaged_sha256"] not in (None, run.summary["weights_sha256"])
+    assert (run.folder / "ema" / "model.safetensors").is_file()
     assert not (run.folder / "checkpoints").exists()
     return run
 
@@ -91,6 +93,7 @@ def _check_same(cwd: Path, undisturbed: FinishedRun) -> None:
     """Check that the run in `cwd` came to the same model by the same way, and that its record holds."""
     mine, expected = _summary(cwd), undisturbed.summary
     assert mine["weights_sha256"] == expected["weights_sha256"]
+    assert mine["averaged_sha256"] == expected["averaged_sha256"]
     assert mine["grown"] == expected["grown"]
     assert mine["adaptations"] == expected["adaptations"]
     (log,) = cwd.glob("runs/*/events.jsonl")

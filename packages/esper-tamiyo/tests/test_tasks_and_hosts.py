@@ -130,7 +130,10 @@ def test_a_users_own_task_and_host_are_found_beside_them(my_module: str) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digit", "unknown task 'digit'; there are digits, mnist1d, text, table"),
+        (
+            "digit",
+            "unknown task 'digit'; did you mean 'digits'? There are digits, mnist1d, text, table",
+        ),
         ("no_such_module:load", "cannot import 'no_such_module'"),
         ("math:load", "math has no function 'load'"),
     ],

@@ -117,6 +117,10 @@ def train(
             complete=completing.schedules,
         ),
     ] = None,
+    ema: Annotated[
+        float | None,
+        _option("Also keep a moving average of the weights: its decay, for example 0.99.", "ema"),
+    ] = None,
     seed: Annotated[int | None, _option("Same seed, same decisions, same weights.", "seed")] = None,
     threads: Annotated[int | None, _option("Threads that torch computes with.", "threads")] = None,
     workers: Annotated[

@@ -63,6 +63,9 @@ class RunConfig(BaseModel):
     """AdamW's, at first."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate over the whole run; `cosine` ends at zero."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """How much of a moving average of the weights each step of the optimizer keeps, for example 0.99: it is
+    measured at the end, and saved in `ema/` beside the model as trained. None: no average."""
     device: str = "auto"
     """`auto` is a CUDA device where there is one, else the CPU; or `cpu`, `cuda`, `cuda:N`."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from esper.tamiyo.compiling import compiled
 from esper.tamiyo.config import RunConfig
@@ -31,13 +32,28 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scheduler: Any | None
     scaler: Any | None
+    average: AveragedModel | None = None
+    """A moving average of the weights, where the run keeps one."""
+
+    def after_step(self) -> None:
+        """Do what follows each step of the optimizer."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def measure(self, part: str = "validation") -> Figures:
         """Return the model's figures on a part of the task."""
         return measure(self.model, getattr(self.task, part), goal=self.task.goal, means=self.means)
 
 
-def make_learner(model: nn.Module, task: Task, config: RunConfig, means: Means) -> Learner:
+def make_learner(
+    model: nn.Module,
+    task: Task,
+    config: RunConfig,
+    means: Means,
+    average: AveragedModel | None = None,
+) -> Learner:
     """Return a model with a fresh optimizer, and the schedule and the scaler that the run asks for."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     scheduler = None
@@ -55,6 +71,7 @@ def make_learner(model: nn.Module, task: Task, config: RunConfig, means: Means) 
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=means.scaler(),
+        average=average,
     )
 
 
@@ -78,7 +95,6 @@ def epochs(
     config, model = learner.config, learner.model
     progress = progress or Progress()
     forward: Any = compiled(model) if config.compile else model
-    after_step = learner.scheduler.step if learner.scheduler is not None else lambda: None
     ui.begin(
         label, config.epochs, num_samples=len(learner.task.train), earlier=tuple(training.curve)
     )
@@ -93,7 +109,7 @@ def epochs(
             order_seed=config.seed * 1_000_003 + epoch,
             means=learner.means,
             scaler=learner.scaler,
-            after_step=after_step,
+            after_step=learner.after_step,
             stop=stop.honour,
             progress=progress,
         )

@@ -25,6 +25,7 @@ from esper.contracts import (
 from esper.contracts.registry import saved_beds, seed_bed_factory
 from esper.contracts.words import plural, type_of
 from esper.tamiyo import checkpoints
+from esper.tamiyo.averaging import average_of, averaged_weights
 from esper.tamiyo.checkpoints import Checkpoints, Place
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.controller import Tamiyo
@@ -50,6 +51,9 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "never": Never,
 }
 """The policies that a run can name."""
+
+AVERAGED = "ema"
+"""The folder of the averaged weights in the run folder; `esper.kasmina.load` reads both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,7 @@ def _run(
         )
     layers = describe_layers(host)
     host = host.to(means.device)
+    average = average_of(host, config.ema)  # before it has a bed, which no copy may have
     if slot is None:
         example = task.train.first(config.batch_size).inputs.to(means.device)
         bed = seed_bed_factory()(
@@ -161,13 +166,14 @@ def _run(
             folder.write_text(
                 "config.yaml", config.to_yaml()
             )  # to begin again, if all else is lost
-            learner = make_learner(bed.model, task, config, means)
+            learner = make_learner(bed.model, task, config, means, average)
             saver = Checkpoints(folder.path, config, after=slot)
             controller = Tamiyo(
                 bed,
                 learner.optimizer,
                 scheduler=learner.scheduler,
                 scaler=learner.scaler,
+                copies=[] if average is None else [average],
                 policy=policy,
                 evaluate=learner.measure,
                 epochs=config.epochs,
@@ -182,6 +188,7 @@ def _run(
             finally:
                 folder.can_go_on = bool(record.grown.curve) and saver.has_written
             save_model(folder, bed)
+            keep_average(folder, bed, learner, record)
             if config.twin and not record.interrupted:
                 train_twin(task, record, means, watch)
             stop.hold()
@@ -301,12 +308,15 @@ def train_twin(task: Task, record: RunRecord, means: Means, watch: Watch) -> Non
     config = record.config
     model = build_host(config.host, task, seed=config.seed, width=config.width).to(means.device)
     twin = Training(parameters=record.parameters_before)
-    learner = make_learner(model, task, config, means)
+    learner = make_learner(model, task, config, means, average_of(model, config.ema))
     watch.stop.defer()
     with _until_stopped(record, KeyboardInterrupt):  # the grown model is safe by now
         for epoch in epochs("twin", twin, learner, watch.ui, watch.stop):
             watch.tracker.epoch("twin", epoch, None)
         twin.held_out = learner.measure("test")
+        if learner.average is not None:
+            with averaged_weights(model, learner.average):
+                twin.averaged = learner.measure("test")
         record.twin = twin
 
 
@@ -370,6 +380,27 @@ def save_model(folder: RunFolder, bed: SeedBed) -> None:
             "Make room or choose another folder with --out"
         ) from error
     folder.keep = True
+
+
+def keep_average(folder: RunFolder, bed: SeedBed, learner: Learner, record: RunRecord) -> None:
+    """Measure the moving average of the weights and write it beside the model, if the run keeps one.
+
+    Raises:
+        ConfigError: if it cannot be written.
+
+    """
+    if learner.average is None:
+        return
+    with averaged_weights(bed.model, learner.average):
+        record.grown.averaged = learner.measure("test")
+        record.averaged_sha256 = bed.weights_sha256()
+        try:
+            bed.save(folder.path / AVERAGED)
+        except OSError as error:
+            raise ConfigError(
+                f"the averaged weights could not be saved in {folder.final_path}: {_reason(error)}; "
+                "the model as trained was saved"
+            ) from error
 
 
 def _save_elsewhere(bed: SeedBed) -> Path | None:

@@ -174,9 +174,18 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _training(data: dict[str, Any]) -> Training:
     curve = [Point(**(point | _lost(point))) for point in data["curve"]]
-    loss = data["loss"]
-    held_out = Figures(loss=loss, accuracy=data["accuracy"]) if loss is not None else None
-    return Training(parameters=data["parameters"], curve=curve, held_out=held_out)
+    return Training(
+        parameters=data["parameters"],
+        curve=curve,
+        held_out=_figures(data),
+        averaged=_figures(data.get("averaged")),
+    )
+
+
+def _figures(data: dict[str, Any] | None) -> Figures | None:
+    if data is None or data["loss"] is None:
+        return None
+    return Figures(loss=data["loss"], accuracy=data["accuracy"])
 
 
 def _lost(point: dict[str, Any]) -> dict[str, float]:

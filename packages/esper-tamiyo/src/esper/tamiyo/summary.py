@@ -43,6 +43,8 @@ class Training:
     curve: list[Point] = field(default_factory=list[Point])
     held_out: Figures | None = None
     """On test data, which no decision was based on; None until trained."""
+    averaged: Figures | None = None
+    """Those of the moving average of the weights, where the run keeps one."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as `summary.json` shows them."""
@@ -51,6 +53,9 @@ class Training:
             "accuracy": figures.accuracy if figures is not None else None,
             "loss": _finite(figures.loss) if figures is not None else None,
             "parameters": self.parameters,
+            "averaged": None
+            if self.averaged is None
+            else {"accuracy": self.averaged.accuracy, "loss": _finite(self.averaged.loss)},
             "curve": [
                 {key: _finite(value) for key, value in asdict(point).items()}
                 for point in self.curve
@@ -79,6 +84,8 @@ class RunRecord:
     topics: dict[str, int] = field(default_factory=dict[str, int])
     lost: dict[str, int] = field(default_factory=dict[str, int])
     weights_sha256: str = ""
+    averaged_sha256: str | None = None
+    """Of the moving average of the weights, where the run keeps one."""
     events_head: str = ""
     complete: bool = True
     """Whether bus and library confirmed everything."""
@@ -148,6 +155,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "unfiled": record.unfiled,
         "events_lost": record.events_lost,
         "weights_sha256": record.weights_sha256,
+        "averaged_sha256": record.averaged_sha256,
         "events_head": record.events_head,
         "interrupted": record.interrupted,
         "events_failure": record.events_failure,

@@ -17,6 +17,7 @@ from esper.contracts import Action, SeedState, SystemStatePacket
 from esper.contracts.words import plural
 from esper.tamiyo.live import Overview, Watched, figures
 from esper.tamiyo.summary import Point, RunRecord
+from esper.tamiyo.verdict import Figures
 
 PLAIN_EVERY_EPOCHS = 10
 """Without a terminal, a line of figures this often; decisions always get one."""
@@ -114,14 +115,13 @@ class Ui:
         before = record.parameters_before
         for label, training in (("grown", record.grown), ("twin", record.twin)):
             if training is not None and training.held_out is not None:
-                held_out = training.held_out
                 grew = f", from {before:,}" if training.parameters != before else ""
-                accuracy = held_out.accuracy
-                shown = f"accuracy {accuracy:.1%}, " if accuracy is not None else ""
                 self.say(
-                    f"[bold]{label:<6}[/] held-out {shown}loss {held_out.loss:.3f}, "
+                    f"[bold]{label:<6}[/] held-out {_held_out(training.held_out)}, "
                     f"{plural(training.parameters, 'parameter')}{grew}"
                 )
+                if training.averaged is not None:
+                    self.say(f"       averaged weights: {_held_out(training.averaged)}")
         for note in _notes(record):
             self.say(f"[yellow]note[/]   {escape(note)}")
         if record.interrupted:
@@ -141,6 +141,11 @@ class Ui:
 
     def _line(self, label: str, epoch: int, verb: str, text: str) -> None:
         self.say(f"{label:<6} epoch {epoch + 1:>3}  {verb}  {escape(text)}")
+
+
+def _held_out(figures: Figures) -> str:
+    accuracy = "" if figures.accuracy is None else f"accuracy {figures.accuracy:.1%}, "
+    return f"{accuracy}loss {figures.loss:.3f}"
 
 
 def _notes(record: RunRecord) -> list[str]:
