@@ -52,6 +52,7 @@ def images(source: Source) -> Task:
         num_classes=len(classes),
         held_out=(max(1, len(found) // 10), num_test),
         image_shape=(channels, int(stacked.shape[2]), int(stacked.shape[3])),
+        encoding={"kind": "pixels", "divisor": 255, "classes": classes},
         notes=(f"{len(found)} images of {len(classes)} classes: {', '.join(classes)}",),
     )
 
