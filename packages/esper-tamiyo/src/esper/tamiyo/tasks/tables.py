@@ -50,7 +50,7 @@ class _Target:
     values: Tensor
     num_classes: int
     note: str
-    encoding: Mapping[str, Any]
+    encoding: dict[str, Any]
 
 
 def table(source: Source) -> Task:

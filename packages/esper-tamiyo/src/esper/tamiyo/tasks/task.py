@@ -8,7 +8,6 @@ Shapes: N samples, then whatever one sample is, for example (64,) or (1, 8, 8).
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -52,7 +51,7 @@ class Task:
     goal: Goal = Goal.CLASSIFICATION
     notes: tuple[str, ...] = ()
     """What was done with the data, in sentences for the user: scaling, missing values, what was left out."""
-    encoding: Mapping[str, Any] | None = None
+    encoding: dict[str, Any] | None = None
     """How raw data becomes `inputs`, and answers classes or numbers, as plain JSON data; exports carry it."""
 
     @property
@@ -202,7 +201,7 @@ def shuffled(
     image_shape: tuple[int, int, int] | None = None,
     goal: Goal = Goal.CLASSIFICATION,
     notes: tuple[str, ...] = (),
-    encoding: Mapping[str, Any] | None = None,
+    encoding: dict[str, Any] | None = None,
 ) -> Task:
     """Shuffle once, the same way for every run, and cut off `held_out` validation and test samples."""
     train, validation, test = (
