@@ -17,6 +17,22 @@ def test_the_written_configuration_reads_back_as_the_same(tmp_path: Path) -> Non
     assert load_yaml(tmp_path / "config.yaml", RunConfig) == config
 
 
+def test_files_are_written_with_their_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(task="table", data=Path("t.csv"), blueprints=(Path("b/gate.yaml"),))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    written = load_yaml(tmp_path / "config.yaml", RunConfig)
+    assert written.data == tmp_path / "t.csv"
+    assert written.blueprints == (tmp_path / "b" / "gate.yaml",)
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_yaml(tmp_path / "config.yaml", RunConfig).public() == config.public() | {
+        "data": str(written.data),
+        "blueprints": [str(path) for path in written.blueprints],
+    }
+
+
 def test_passwords_are_not_written() -> None:
     config = RunConfig(
         bus="redis://:hunter2@localhost:6379/0",

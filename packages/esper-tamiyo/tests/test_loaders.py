@@ -23,10 +23,10 @@ def idx(array: np.ndarray) -> bytes:
     return head + array.astype(np.uint8).tobytes()
 
 
-def write_idx(folder: Path, *, zipped: bool = False) -> None:
+def write_idx(folder: Path, *, zipped: bool = False, size: tuple[int, int] = (28, 28)) -> None:
     random = np.random.default_rng(0)
     for part, number in (("train", 40), ("t10k", 12)):
-        images = random.integers(0, 256, (number, 28, 28))
+        images = random.integers(0, 256, (number, *size))
         files = {"images-idx3": images, "labels-idx1": np.arange(number) % 10}
         for name, array in files.items():
             path = folder / f"{part}-{name}-ubyte{'.gz' if zipped else ''}"
@@ -141,6 +141,15 @@ def test_a_damaged_idx_file_is_explained(
         load_task("mnist", Source(path=tmp_path))
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_images_of_another_size_are_no_mnist(tmp_path: Path, name: str) -> None:
+    write_idx(tmp_path, size=(20, 24))
+    with pytest.raises(
+        ConfigError, match=rf"20 x 24 pixels; task '{name}' expects 28 x 28 \(.*--task images"
+    ):
+        load_task(name, Source(path=tmp_path))
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
@@ -221,7 +230,7 @@ def test_a_target_of_many_numbers_is_a_regression(tmp_path: Path) -> None:
         ("a,y\n" + "1,2\n" * 30, "z", "has no column 'z'; it has a, y"),
         ("a,y\n" + "1,2\n" * 30, None, "needs --target COLUMN; .* has a, y"),
         ("a,y\n" + "1,2\n" * 30, "y", "nothing to learn"),
-        ("a,y\n" + "1,0\n1,1\n" * 15 + "1,\n", "y", "missing in 1 row .*row 31"),
+        ("a,y\n" + "1,0\n1,1\n" * 15 + "1,\n", "y", "missing in 1 row .*line 32"),
         ("a,y\n" + "1,0\n1,1\n" * 15 + "1,nan\n", "y", "missing in 1 row"),
         ("a,y\n" + "1,0\n1,1\n" * 15 + "1\n", "y", "line 32: 1 value for 2 columns"),
         ("a,a\n" + "1,0\n1,1\n" * 15, "a", "a different name for each"),

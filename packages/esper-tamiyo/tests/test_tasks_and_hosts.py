@@ -199,7 +199,15 @@ def _split(inputs: torch.Tensor, targets: torch.Tensor) -> Split:
 SPOILED: list[tuple[Callable[[Split], Split], str]] = [
     (lambda s: _split(s.inputs, s.targets + 5), "labels run from 5 to"),
     (lambda s: _split(s.inputs, s.targets.float()), "expected one int64 class index"),
-    (lambda s: _split(s.inputs * torch.nan, s.targets), "finite"),
+    (
+        lambda s: _split(s.inputs * torch.nan, s.targets),
+        r"inputs are not finite in 9 of 9 samples; the first is sample 0 \(counted from 0\), with nan",
+    ),
+    (
+        lambda s: _split(s.inputs.index_fill(0, torch.tensor([4]), torch.inf), s.targets),
+        "inputs are not finite in 1 of 9 samples; the first is sample 4 .* with inf",
+    ),
+    (lambda s: _split(s.inputs.long(), s.targets), r"inputs are torch\.int64; expected floating"),
     (lambda s: _split(s.inputs[:0], s.targets[:0]), "at least one"),
     (lambda s: _split(s.inputs[:, :3], s.targets), r"one sample is \(3,\)"),
     (lambda s: _split(s.inputs, s.targets[1:]), "as many of both"),
@@ -247,6 +255,9 @@ MALFORMED: list[tuple[dict[str, object], str]] = [
     ({"image_shape": (1, 5)}, r"image_shape is \(1, 5\); expected None or"),
     ({"image_shape": (1, 2, 3)}, r"image_shape is \(1, 2, 3\); .* which has 5 numbers"),
     ({"image_shape": "big"}, "image_shape is 'big'; expected None or"),
+    ({"encoding": [1]}, "encoding is a list; expected a dict or None"),
+    ({"encoding": {"mean": torch.zeros(2)}}, "encoding cannot be written as JSON .*Tensor"),
+    ({"encoding": {"mean": float("nan")}}, "encoding cannot be written as JSON"),
 ]
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from esper.contracts.words import plural
 from esper.tamiyo.config import RunConfig
-from esper.tamiyo.tasks import Task
+from esper.tamiyo.snippet import snippet
+from esper.tamiyo.tasks.facts import ENCODING_FILE, TaskFacts
 
 
 def model_card(
     config: RunConfig,
-    task: Task,
+    facts: TaskFacts,
+    encoding: Mapping[str, Any] | None,
     summary: Mapping[str, Any],
     hashes: Mapping[str, str],
     undecided: Sequence[str] = (),
@@ -20,30 +22,28 @@ def model_card(
     `undecided` is said of blocks that awaited their verdict.
     """
     grown, twin = summary["grown"], summary["twin"]
-    one = task.train.first(1).inputs
+    # In a task of the user's own a `kind` means what the user says.
+    known = None if ":" in config.task else encoding
     lines = [
-        f"# {config.host} for {task.name}",
+        f"# {config.host} for {facts.name}",
         "",
         f"A model that grew while it learned, from {summary['parameters_before']:,} to "
         f"{plural(grown['parameters'], 'parameter')} (Esper, run {summary['run_id']}).",
         "",
         "## Use",
         "",
-        f"Inputs have the shape (batch, {', '.join(map(str, one.shape[1:]))}) and type "
-        f"{str(one.dtype).removeprefix('torch.')}; {_answers(task)}",
+        f"Inputs have the shape (batch, {', '.join(map(str, facts.shape))}) and type {facts.dtype}; "
+        f"{_answers(facts)} {_encoded(encoding, known)}In this folder, with PyTorch:",
         "",
         "```python",
-        "import torch",
-        "",
-        'model = torch.export.load("model.pt2").module()',
-        "answers = model(inputs)",
+        *snippet(facts, known),
         "```",
         "",
         "## Data",
         "",
-        f"Task `{task.name}`: {plural(len(task.train), 'sample')} to learn from, "
-        f"{len(task.validation):,} for decisions, {len(task.test):,} held out.",
-        *(f"- {note}" for note in task.notes),
+        f"Task `{facts.name}`: {plural(facts.num_train, 'sample')} to learn from, "
+        f"{facts.num_validation:,} for decisions, {facts.num_test:,} held out.",
+        *(f"- {note}" for note in facts.notes),
         "",
         "## Growth",
         "",
@@ -72,12 +72,30 @@ def model_card(
     return "\n".join(lines)
 
 
-def _answers(task: Task) -> str:
+def _answers(facts: TaskFacts) -> str:
     return {
-        "classification": f"answers are {plural(task.num_classes, 'logit')}, one per class.",
+        "classification": f"answers are {plural(facts.num_classes, 'logit')}, one per class.",
         "regression": "answers are one number each, in the target's scaled units.",
-        "language": f"answers are {task.num_classes} logits per position, one per character.",
-    }[task.goal]
+        "language": f"answers are {facts.num_classes} logits per position, one per character.",
+    }[facts.goal]
+
+
+_KINDS = {
+    "pixels": "pixels are divided by `divisor`; `classes`, if named, come in the order of the logits.",
+    "text": "a character's index is its place in `alphabet`; any other is `unknown`.",
+    "table": "`columns` in the order of the inputs. A number becomes (number / unit - mean) / deviation; "
+    "of `words` each is an input of its own, 1 where the cell is that word and else 0; a cell that, in small "
+    "letters, is one of `missing` counts as `if_missing`. `left_out` columns are not used, and `target` says "
+    "what answers mean.",
+}
+
+
+def _encoded(encoding: Mapping[str, Any] | None, known: Mapping[str, Any] | None) -> str:
+    if encoding is None:
+        return ""
+    if known is None:
+        return f"`{ENCODING_FILE}` holds what the task says of how they are made. "
+    return f"`{ENCODING_FILE}` says how they are made: {_KINDS[known['kind']]} "
 
 
 def _trained(summary: Mapping[str, Any]) -> str:

@@ -141,8 +141,10 @@ class RunConfig(BaseModel):
         return self
 
     def public(self) -> dict[str, Any]:
-        """Return the whole configuration as JSON data, passwords removed from URLs."""
+        """Return the whole configuration as JSON data, passwords removed from URLs, files with full paths."""
         data: dict[str, Any] = self.model_dump(mode="json")
+        data["data"] = None if self.data is None else str(self.data.absolute())
+        data["blueprints"] = [str(path.absolute()) for path in self.blueprints]
         for key in ("bus", "library", "artifacts"):
             if data[key] is not None:
                 data[key] = without_password(data[key])
@@ -154,7 +156,7 @@ class RunConfig(BaseModel):
         return data
 
     def to_yaml(self) -> str:
-        """Return the whole configuration as YAML, passwords removed from URLs."""
+        """Return what is `public()` as YAML."""
         return yaml.safe_dump(self.public(), sort_keys=False)
 
 

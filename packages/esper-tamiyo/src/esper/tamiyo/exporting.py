@@ -2,7 +2,10 @@
 
 model.safetensors, lineage.json    the weights, and what grew where
 model.pt2, model.onnx               the model as a program (torch.export), on request as ONNX
-README.md                          the model card: data, host, growth, figures, hashes
+encoding.json                      how raw data becomes inputs, and answers classes or numbers
+README.md                          the model card: use, data, host, growth, figures, hashes
+
+It needs the run's folder only, not the data, unless the host is a function of the user's own.
 """
 
 import json
@@ -12,6 +15,7 @@ from typing import Any
 
 from esper.contracts import (
     ConfigError,
+    EsperError,
     KasminaCommand,
     NotFoundError,
     SeedBed,
@@ -22,8 +26,9 @@ from esper.contracts import (
 from esper.contracts.registry import saved_beds
 from esper.tamiyo.card import model_card
 from esper.tamiyo.config import RunConfig
-from esper.tamiyo.hosts import build_host
-from esper.tamiyo.tasks import Source, load_task
+from esper.tamiyo.hosts import build_host, is_own
+from esper.tamiyo.tasks import Source, Task, load_task
+from esper.tamiyo.tasks.facts import FACTS_FILE, TaskFacts, facts_of, read_facts, write_encoding
 
 CARD = "README.md"
 
@@ -42,7 +47,7 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
 
     Raises:
         NotFoundError: if there is no such run, or it left no model.
-        ConfigError: if `to` is taken.
+        ConfigError: if `to` is taken, or the data is needed and cannot be read.
         EsperError: if the model cannot be read or exported, and why; `to` is not left half-written.
 
     """
@@ -54,7 +59,7 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is taken; give a new folder with --to")
     config = load_yaml(run / "config.yaml", RunConfig)
-    task = load_task(config.task, Source(path=config.data, target=config.target))
+    task, facts = _task(run, config)
     host = build_host(config.host, task, seed=config.seed, width=config.width)
     bed = saved_beds().load(host, run)
     undecided = _decide(bed)
@@ -65,11 +70,13 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
         for name in ("lineage.json",):
             if not (to / name).exists():
                 shutil.copyfile(run / name, to / name)
+        if task.encoding is not None:
+            write_encoding(to, task.encoding)
         files = sorted(path for path in to.iterdir() if path.is_file())
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         hashes = {path.name: sha256_hex(path.read_bytes()) for path in files}
         (to / CARD).write_text(
-            model_card(config, task, summary, hashes, undecided), encoding="utf-8"
+            model_card(config, facts, task.encoding, summary, hashes, undecided), encoding="utf-8"
         )
     except BaseException:
         for path in to.iterdir():
@@ -78,6 +85,27 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
             to.rmdir()
         raise
     return [*files, to / CARD]
+
+
+def _task(run: Path, config: RunConfig) -> tuple[Task, TaskFacts]:
+    """Return a task to build the host for, and what it was that the run learned from."""
+    kept = read_facts(run)
+    if kept is not None and not is_own(config.host):
+        facts, encoding = kept
+        return facts.stand_in(encoding), facts
+    try:
+        task = load_task(config.task, Source(path=config.data, target=config.target))
+    except EsperError as error:
+        why = (
+            f"{run} is of an older Esper and has no {FACTS_FILE}"
+            if kept is None
+            else f"host {config.host!r} is a function of yours, which is given all of the task"
+        )
+        raise ConfigError(
+            f"{error} (this export needs the data: {why}; put it back, or say where it is now in "
+            f"{run / 'config.yaml'})"
+        ) from error
+    return task, facts_of(task) if kept is None else kept[0]
 
 
 def _decide(bed: SeedBed) -> list[str]:

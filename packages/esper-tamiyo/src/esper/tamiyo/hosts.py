@@ -65,6 +65,11 @@ COLLECTIONS = ("torchvision", "timm")
 """`torchvision:NAME` and `timm:NAME` are the models of these packages, where they are installed."""
 
 
+def is_own(name: str) -> bool:
+    """Tell whether a host is a function of the user's, which may look at all of the task it is given."""
+    return name not in HOSTS and name.partition(":")[0] not in _COLLECTIONS
+
+
 def build_host(name: str, task: Task, *, seed: int, width: int | None = None) -> nn.Module:
     """Build a host with initial weights drawn from `seed`, and check that it fits the task.
 

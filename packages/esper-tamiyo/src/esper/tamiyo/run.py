@@ -40,6 +40,7 @@ from esper.tamiyo.runtime import Runtime, RuntimeUrls
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
 from esper.tamiyo.summary import RunRecord, Training, summarise
 from esper.tamiyo.tasks import Readers, Source, Task, load_task
+from esper.tamiyo.tasks.facts import write_facts
 from esper.tamiyo.tracking import Tracker, tracking
 from esper.tamiyo.training import Means, Progress, choose_means
 from esper.tamiyo.ui import Ui
@@ -166,6 +167,7 @@ def _run(
             folder.write_text(
                 "config.yaml", config.to_yaml()
             )  # to begin again, if all else is lost
+            write_facts(folder.path, task)
             learner = make_learner(bed.model, task, config, means, average)
             saver = Checkpoints(folder.path, config, after=slot)
             controller = Tamiyo(

@@ -17,7 +17,13 @@ def digits() -> Task:
     inputs = torch.tensor(data[:, :-1] / 16.0, dtype=torch.float32)
     targets = torch.tensor(data[:, -1], dtype=torch.int64)
     return shuffled(
-        "digits", inputs, targets, num_classes=10, held_out=(300, 450), image_shape=(1, 8, 8)
+        "digits",
+        inputs,
+        targets,
+        num_classes=10,
+        held_out=(300, 450),
+        image_shape=(1, 8, 8),
+        encoding={"kind": "pixels", "divisor": 16},
     )
 
 

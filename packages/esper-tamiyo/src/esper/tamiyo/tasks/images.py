@@ -84,6 +84,7 @@ def _task(
 ) -> Task:
     held_out = max(1, len(found) // 10), max(1, len(found) // 5)
     note = f"{plural(len(found), 'image')} of {len(classes)} classes: {', '.join(classes)}"
+    encoding = {"kind": "pixels", "divisor": 255, "classes": [*classes]}
     channels, height, width = shape
     num_bytes = 4 * len(found) * channels * height * width
     if num_bytes <= IN_MEMORY_BYTES:
@@ -95,6 +96,7 @@ def _task(
             num_classes=len(classes),
             held_out=held_out,
             image_shape=shape,
+            encoding=encoding,
             notes=(note,),
         )
     train, validation, test = (
@@ -108,6 +110,7 @@ def _task(
         test=test,
         num_classes=len(classes),
         image_shape=shape,
+        encoding=encoding,
         notes=(
             note,
             f"in memory they would take {num_bytes / 1e9:,.1f} GB, so each is read when it is needed; "

@@ -72,6 +72,12 @@ def _from_idx(task: str, source: Source) -> Task:
                 f"{folder}: {len(images)} images but {len(labels)} labels in {part}; they belong to "
                 "different data sets, or one file is damaged"
             )
+        if images.shape[1:] != (28, 28):
+            height, width = (int(size) for size in images.shape[1:])
+            raise ConfigError(
+                f"{folder}: images in {part} are {height} x {width} pixels; task {task!r} expects 28 x 28 "
+                "(other sizes: --task images, with one folder of images for each class)"
+            )
         found.append((images.unsqueeze(1), labels))
     return _task(task, *found, num_classes=10)
 
@@ -100,6 +106,7 @@ def _task(
         test=_scaled(*test),
         num_classes=num_classes,
         image_shape=(channels, height, width),
+        encoding={"kind": "pixels", "divisor": 255},
         notes=(f"a tenth of the {len(images):,} train images is kept for decisions",),
     )
 

@@ -6,10 +6,11 @@ reports come from `test`, which nothing else ever sees.
 Shapes: N samples, then whatever one sample is, for example (64,) or (1, 8, 8).
 """
 
+import json
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class Task:
     goal: Goal = Goal.CLASSIFICATION
     notes: tuple[str, ...] = ()
     """What was done with the data, in sentences for the user: scaling, missing values, what was left out."""
+    encoding: dict[str, Any] | None = None
+    """How raw data becomes `inputs`, and answers classes or numbers, as plain JSON data; exports carry it."""
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -84,6 +87,7 @@ def check_task(name: str, task: Task) -> Task:
     for part in _PARTS:
         _check_split(task, part, known[part], known["train"])
     _check_image_shape(name, task)
+    _check_encoding(name, task)
     inputs = known["train"].inputs
     return replace(
         task,
@@ -137,8 +141,9 @@ def _check_split(task: Task, part: str, split: Split, train: Split) -> None:
     if task.goal is Goal.LANGUAGE:
         _check_texts(where, task, split)
         return
-    if not split.inputs.is_floating_point() or not bool(torch.isfinite(split.inputs).all()):
-        raise ConfigError(f"{where}: inputs must be floating point and finite")
+    if not split.inputs.is_floating_point():
+        raise ConfigError(f"{where}: inputs are {split.inputs.dtype}; expected floating point")
+    _check_finite(where, "inputs", split.inputs)
     if task.goal is Goal.REGRESSION:
         _check_numbers(where, split.targets)
         return
@@ -174,8 +179,33 @@ def _check_numbers(where: str, targets: Tensor) -> None:
             f"{where}: targets are {tuple(targets.shape)} {targets.dtype}; expected one floating-point "
             "number per sample"
         )
-    if not bool(torch.isfinite(targets).all()):
-        raise ConfigError(f"{where}: targets must be finite")
+    _check_finite(where, "targets", targets)
+
+
+def _check_finite(where: str, field: str, values: Tensor) -> None:
+    rows = values.flatten(1) if values.ndim > 1 else values[:, None]
+    bad = torch.nonzero(~torch.isfinite(rows).all(dim=1))
+    if len(bad) == 0:
+        return
+    row = rows[int(bad[0])]
+    raise ConfigError(
+        f"{where}: {field} are not finite in {len(bad)} of {len(values)} samples; the first is sample "
+        f"{int(bad[0])} (counted from 0), with {float(row[~torch.isfinite(row)][0]):g}; mend or remove them"
+    )
+
+
+def _check_encoding(name: str, task: Task) -> None:
+    encoding = cast("object", task.encoding)
+    if encoding is not None and not isinstance(encoding, dict):
+        raise ConfigError(
+            f"task {name!r}: encoding is a {type(encoding).__name__}; expected a dict or None"
+        )
+    try:
+        json.dumps(encoding, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"task {name!r}: encoding cannot be written as JSON ({error}); expected plain data"
+        ) from error
 
 
 def shuffled(
@@ -188,6 +218,7 @@ def shuffled(
     image_shape: tuple[int, int, int] | None = None,
     goal: Goal = Goal.CLASSIFICATION,
     notes: tuple[str, ...] = (),
+    encoding: dict[str, Any] | None = None,
 ) -> Task:
     """Shuffle once, the same way for every run, and cut off `held_out` validation and test samples."""
     train, validation, test = (
@@ -202,6 +233,7 @@ def shuffled(
         image_shape=image_shape,
         goal=goal,
         notes=notes,
+        encoding=encoding,
     )
 
 

@@ -57,6 +57,7 @@ def text(source: Source) -> Task:
         num_classes=len(alphabet),
         goal=Goal.LANGUAGE,
         notes=(note,),
+        encoding={"kind": "text", "length": LENGTH, "alphabet": alphabet, "unknown": 0},
     )
 
 
