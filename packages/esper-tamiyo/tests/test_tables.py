@@ -67,7 +67,7 @@ def test_several_bad_cells_are_counted_and_empty_ones_are_not(tmp_path: Path) ->
     cells = ["" if row % 2 else "?!" if row in (10, 40) else str(row) for row in range(100)]
     said = refusal(write(tmp_path, [f"{cell},{row % 2}" for row, cell in enumerate(cells)]))
     assert "line 12: column 'x' is '?!'" in said
-    assert "(like 1 others), while 48 of its 50 cells are" in said
+    assert "(like 1 other), while 48 of its 50 cells are" in said
 
 
 @pytest.mark.parametrize("num_words", [11, 50, 97])

@@ -132,7 +132,7 @@ def test_a_users_own_task_and_host_are_found_beside_them(my_module: str) -> None
     [
         (
             "digit",
-            "unknown task 'digit'; did you mean 'digits'? There are digits, mnist1d, text, table",
+            r"unknown task 'digit'; did you mean 'digits'\? There are digits, mnist1d, text, table",
         ),
         ("no_such_module:load", "cannot import 'no_such_module'"),
         ("math:load", "math has no function 'load'"),

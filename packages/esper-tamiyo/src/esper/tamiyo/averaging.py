@@ -24,7 +24,7 @@ def average_of(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """
     if decay is None:
         return None
-    function: Any = get_ema_multi_avg_fn(decay)
+    function: Any = get_ema_multi_avg_fn(decay)  # pyright: ignore[reportUnknownVariableType]
     try:
         return AveragedModel(model, multi_avg_fn=function)
     except Exception as error:  # anything may happen in a model of the user's

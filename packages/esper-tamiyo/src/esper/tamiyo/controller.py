@@ -490,11 +490,8 @@ class Tamiyo:
         """Append to the event log, and publish what has a topic; a dead bus cannot stop the run."""
         if self._log is not None:
             self._log.append(kind, content)
-        match content:
-            case HealthSignal() | KasminaCommand() | SystemStatePacket() | FieldReport():
-                self._runtime.publish(content)
-            case _:
-                pass
+        if isinstance(content, HealthSignal | KasminaCommand | SystemStatePacket | FieldReport):
+            self._runtime.publish(content)
 
 
 def _figures(epoch: EpochFigures) -> Figures:

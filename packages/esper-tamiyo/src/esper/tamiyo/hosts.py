@@ -67,7 +67,7 @@ COLLECTIONS = ("torchvision", "timm")
 
 def is_own(name: str) -> bool:
     """Tell whether a host is a function of the user's, which may look at all of the task it is given."""
-    return name not in HOSTS and name.partition(":")[0] not in _COLLECTIONS
+    return name not in HOSTS and name.partition(":")[0] not in COLLECTIONS
 
 
 def build_host(name: str, task: Task, *, seed: int, width: int | None = None) -> nn.Module:

@@ -198,7 +198,7 @@ def _check_encoding(name: str, task: Task) -> None:
     encoding = cast("object", task.encoding)
     if encoding is not None and not isinstance(encoding, dict):
         raise ConfigError(
-            f"task {name!r}: encoding is a {type(encoding).__name__}; expected a dict or None"
+            f"task {name!r}: encoding is {type_of(encoding)}; expected a dict or None"
         )
     try:
         json.dumps(encoding, allow_nan=False)
