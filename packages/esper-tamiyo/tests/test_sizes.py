@@ -36,7 +36,7 @@ def test_the_more_samples_are_to_come_the_larger_it_grows(
     assert (None if chosen is None else chosen.num_parameters) == size
 
 
-@pytest.mark.parametrize(("cost", "size"), [(0.5, 12_000), (1.0, 5000), (2.0, 2000), (4.0, 500)])
+@pytest.mark.parametrize(("cost", "size"), [(0.5, 5000), (1.0, 5000), (2.0, 2000), (4.0, 500)])
 def test_the_more_a_parameter_costs_at_a_place_the_less_grows_there(cost: float, size: int) -> None:
     sizes = (500, 2000, 5000, 12_000, 50_000)
     kernels = [kernel(n, num_parameters=size) for n, size in enumerate(sizes)]
@@ -45,7 +45,20 @@ def test_the_more_a_parameter_costs_at_a_place_the_less_grows_there(cost: float,
     chosen = Gap(timing=ALWAYS).propose(seen([place], kernels, signal, steps=216)).chosen
     assert chosen is not None
     assert chosen.num_parameters == size
-    assert chosen.numbers["cost"] == pytest.approx(size / 1000 * cost)
+    assert chosen.numbers["cost"] == pytest.approx(size / 1000 * max(1.0, cost))
+
+
+@pytest.mark.parametrize("cost", [0.1, 1.0, 3.0])
+def test_a_model_that_is_large_enough_is_left_alone_wherever_operations_are_cheap(
+    cost: float,
+) -> None:
+    signal = healthy(0, gap=1.0).model_copy(update={"batch_samples": 50})
+    place = block(0, "a").model_copy(update={"cost": cost})
+    proposal = Gap(timing=ALWAYS).propose(
+        seen([place], [kernel(1, num_parameters=100)], signal, steps=10)
+    )
+    assert proposal.chosen is None
+    assert "nothing is worth its cost" in proposal.reason
 
 
 def test_what_has_grown_counts_with_what_it_costs_where_it_grew() -> None:

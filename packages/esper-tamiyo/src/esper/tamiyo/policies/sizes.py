@@ -32,7 +32,7 @@ class Size:
     parameters: float = 0.0
     """Trainable ones, in numbers of the model's."""
     operations: float = 0.0
-    """Of one training step, in numbers of the model's."""
+    """Of one training step, in numbers of the model's; at least as many as parameters."""
 
     def __add__(self, other: "Size") -> "Size":
         """Return the size of both together."""
@@ -66,9 +66,12 @@ class Sizes:
         return math.sqrt(self.samples_left / SAMPLES_PER_PARAMETER / self.began) - 1
 
     def size_of(self, kernel: CompiledKernelArtifact, site: Site) -> Size:
-        """Return how large a block would be at a place."""
+        """Return how large a block would be at a place.
+
+        Where operations are cheap its parameters count instead: there must be samples for them too.
+        """
         parameters = kernel.num_parameters / self.began
-        return Size(parameters=parameters, operations=parameters * site.cost)
+        return Size(parameters=parameters, operations=parameters * max(1.0, site.cost))
 
     def worth(self, kernel: CompiledKernelArtifact, site: Site) -> float:
         """Return what a block adds to the worth of all that is grown: more is worth less and less.
