@@ -405,7 +405,7 @@ def world_for(kind: str) -> Bed:
     ("kind", "message"),
     [
         ("host", "the host is not what this state was taken from"),
-        ("class", "the optimizer is a SGD, the state is that of a AdamW"),
+        ("class", "the optimizer is a SGD, the state is that of an AdamW"),
         ("scheduler", "the scheduler is StepLR, the state is that of CosineAnnealingLR"),
         ("copies", "0 copies of the host are attached, the state has 2"),
         ("scaler", "a run with one gradient scaler"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import HostError
-from esper.contracts.words import type_of
+from esper.contracts.words import type_of, with_article
 from esper.kasmina import modulestate
 from esper.kasmina.modulestate import State, copied, refill
 from esper.kasmina.owners import (
@@ -84,8 +84,8 @@ def check_class(optimizer: torch.optim.Optimizer, state: State) -> None:
     """
     if type(optimizer).__name__ != state["class"]:
         raise HostError(
-            f"the optimizer is {type_of(optimizer)}, the state is that of a "
-            f"{state['class']}; make one of that class"
+            f"the optimizer is {type_of(optimizer)}, the state is that of "
+            f"{with_article(str(state['class']))}; make one of that class"
         )
 
 
