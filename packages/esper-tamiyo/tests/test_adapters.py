@@ -42,13 +42,13 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-EPOCHS, NUM_TRAIN, BATCH = 16, 256, 32
+EPOCHS, NUM_TRAIN, BATCH = 16, 512, 32
 QUICK = StageLengths(training_steps=4, ramp_steps=4, settle_steps=4, fine_tuning_steps=4)
 
 
 def digits() -> tuple[Tensor, Tensor]:
     pixels, labels = load_digits(return_X_y=True)
-    return torch.tensor(pixels, dtype=torch.float32)[:384] / 16, torch.tensor(labels)[:384]
+    return torch.tensor(pixels, dtype=torch.float32)[:640] / 16, torch.tensor(labels)[:640]
 
 
 def host() -> nn.Sequential:
@@ -179,7 +179,7 @@ def test_epochs_without_a_validation_are_no_decision_points() -> None:
     module = Module()
     growth = lightning_adapter.GrowCallback(wrapped(module.net))
     fit(module, growth, check_val_every_n_epoch=3, max_epochs=9)
-    assert [packet.step for packet in growth.packets] == [24, 48, 72]
+    assert [packet.step for packet in growth.packets] == [48, 96, 144]
 
 
 def test_after_a_training_that_failed_the_bed_is_free() -> None:
@@ -357,7 +357,7 @@ def test_evaluations_between_steps_are_decision_points(tmp_path: Path) -> None:
     growth = huggingface.GrowCallback(wrapped(model.net))
     steps = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
     trainer_of(model, growth, tmp_path, **steps, num_train_epochs=16, eval_on_start=True).train()
-    assert [packet.step for packet in growth.packets] == [*range(5, 129, 5), 128]
+    assert [packet.step for packet in growth.packets] == [*range(5, 257, 5), 256]
     grafted = next(
         packet.step
         for packet in growth.packets
