@@ -6,6 +6,8 @@ from typing import Any
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.tasks import Task
 
+NOT_FINITE = "The loss of this model on the held-out data is not finite: its answers are of no use."
+
 
 def model_card(
     config: RunConfig,
@@ -55,6 +57,7 @@ def model_card(
         _row("this model", grown),
         *([_row("the same host, never grown", twin)] if twin is not None else []),
         "",
+        *((NOT_FINITE, "") if grown["loss"] is None else ()),
         f"{_trained(summary)} with policy `{config.policy}`, seed {config.seed}, AdamW at "
         f"{config.learning_rate:g} ({config.schedule}), batches of {config.batch_size}.",
         "",
