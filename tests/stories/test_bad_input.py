@@ -230,9 +230,12 @@ def test_a_checkpoint_of_another_host_is_refused_and_stays(train: Train, tmp_pat
 def test_a_loss_that_is_not_finite_leaves_valid_json(train: Train, tmp_path: Path) -> None:
     (tmp_path / "nowhere.py").write_text(ANSWERS_NAN)
     run = train("--host", "nowhere:build", "--epochs", "6", cwd=tmp_path)
-    assert run.exit_code == 0, run.stderr
+    assert run.exit_code == 2, run.stdout
+    assert run.stderr.startswith("train: the loss was not finite in epoch 1 ")
+    assert run.stderr.count("\n") == 1
     assert run.summary["grown"]["loss"] is None
     assert run.summary["adaptations"] == []
+    assert run.summary["twin"] is None
 
 
 def test_debug_shows_the_traceback(train: Train) -> None:

@@ -138,6 +138,21 @@ def test_a_run_that_is_killed_twice_goes_on_too(undisturbed: FinishedRun, tmp_pa
     _check_same(tmp_path, undisturbed)
 
 
+def test_a_killed_run_had_said_how_to_go_on(undisturbed: FinishedRun, tmp_path: Path) -> None:
+    with _begin(tmp_path) as process:
+        assert process.stdout is not None
+        found = None
+        for line in process.stdout:
+            assert "epoch" not in line
+            if (found := re.search(r"if it is killed: tamiyo resume (\S+)", line)) is not None:
+                break
+        process.kill()
+    assert found is not None
+    again = _resume(Path(found[1]), tmp_path)
+    assert again.returncode == 0, again.stderr
+    _check_same(tmp_path, undisturbed)
+
+
 def test_a_stopped_run_says_how_to_go_on_and_does(undisturbed: FinishedRun, tmp_path: Path) -> None:
     process = _begin(tmp_path)
     _wait_for_checkpoints(tmp_path)

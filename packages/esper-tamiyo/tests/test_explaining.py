@@ -1,26 +1,31 @@
 """Explanations and comparisons: what they say is what is on record."""
 
+import math
 from pathlib import Path
 
 import pytest
 from run_factory import KEPT, record, write_run
 
 from esper.contracts import ConfigError, NotFoundError
+from esper.tamiyo import Figures
+from esper.tamiyo.commands import report
 from esper.tamiyo.comparing import compared, read_runs, render_comparison
-from esper.tamiyo.explaining import explain, parse_seed
+from esper.tamiyo.diverging import Setback
+from esper.tamiyo.explaining import explain, headline, parse_seed
+from esper.tamiyo.report import write_report
 from esper.tamiyo.story import read_story
 
 
 def test_an_explanation_says_when_where_against_what_and_how_it_ended(tmp_path: Path) -> None:
     said = explain(read_story(write_run(tmp_path, record())))
-    assert "residual_mlp at layer 1 (seed 0,0), 7 parameters, epochs 1 to 8" in said
+    assert "residual_mlp at layer 1 (seed 0,0), 7 parameters, epochs 1 to 7" in said
     assert "why then   growth is due\n" in said
     assert "of 2 possible blocks it had the highest score, 2.5 (gap 0.25)" in said
     assert "rather than layer 1 wider, into 3: wider scored 1.5 (gap 0.15)" in said
     assert "epoch    4 it was mixed in" in said
     assert "verdict    removed: it does not help: loss 0.6 with it" in said
     assert "blocks tried 1, kept 0, removed 1" in said
-    assert "Why no more:\n  epochs 8 to 9: one block at a time" in said
+    assert "Why no more:\n  epochs 7 to 9: one block at a time" in said
 
 
 def test_what_stayed_is_said_to_stay(tmp_path: Path) -> None:
@@ -87,3 +92,58 @@ def test_one_run_or_the_same_one_twice_cannot_be_compared(tmp_path: Path) -> Non
         read_runs(folders[:1])
     with pytest.raises(ConfigError, match="run run-1 is named twice"):
         read_runs([folders[0], folders[0]])
+
+
+def test_a_missing_record_is_said_first_and_nothing_is_claimed_from_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, record())
+    (folder / "events.jsonl").unlink()
+    story = read_story(folder)
+    said = explain(story)
+    assert said.splitlines()[2].startswith("The record is damaged")
+    assert "events.jsonl is missing" in said
+    for claim in ("Nothing was grown", "blocks tried"):
+        assert claim not in said
+    assert "Nothing was ever grown there" not in explain(story, (0, 0))
+
+
+def test_a_report_of_a_missing_record_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path, record())
+    (folder / "events.jsonl").unlink()
+    report(folder)
+    out, err = capsys.readouterr()
+    assert "report.html" in out
+    assert err.startswith("tamiyo report: the record is damaged")
+    page = (folder / "report.html").read_text()
+    assert "Nothing was tried" not in page
+    assert "0 kept" not in page
+
+
+def test_losses_that_are_not_finite_are_told_as_such(tmp_path: Path) -> None:
+    made = record()
+    assert made.twin is not None
+    made.twin.hold_out(Figures(loss=math.nan))
+    assert headline(read_story(write_run(tmp_path / "1", made))).endswith(
+        "answers 90.0% of the held-out data correctly. Its twin's loss is not finite."
+    )
+    made.grown.hold_out(Figures(loss=math.inf, accuracy=0.1))
+    assert "loss is not finite on" in headline(read_story(write_run(tmp_path / "2", made)))
+
+
+def test_setbacks_are_told(tmp_path: Path) -> None:
+    made = record()
+    first = Setback(epoch=6, train_loss=math.nan, val_loss=math.inf, back_to=4, rate_share=0.5)
+    made.setbacks = [first]
+    folder = write_run(tmp_path / "1", made)
+    said = (
+        "On the way the loss was not finite in epoch 7 (training nan, validation inf), and no block was to "
+        "blame: the run went back to its state after epoch 4, and on from there at 0.5 of the learning rate."
+    )
+    assert said in explain(read_story(folder))
+    assert first.told in write_report(folder)[0].read_text()
+    made.setbacks = [first, first.model_copy(update={"rate_share": None, "batches": 3})]
+    assert headline(read_story(write_run(tmp_path / "2", made))) == (
+        "The run diverged: the loss was not finite in epoch 7 (training nan, validation inf), again after "
+        "going back once; the model is as it was after epoch 4 and 3 mini-batches."
+    )

@@ -6,7 +6,7 @@ import pytest
 
 from esper.contracts import ConfigError
 from esper.tamiyo import RunConfig
-from esper.tamiyo.folder import run_folder
+from esper.tamiyo.folder import reopened_folder, run_folder, write_whole
 
 
 def test_a_run_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -51,5 +51,46 @@ def test_an_output_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> No
     with (
         pytest.raises(ConfigError, match=r"cannot be written .*choose another with --out"),
         run_folder(RunConfig(out=tmp_path / "file")),
+    ):
+        pass
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_whole(tmp_path / "summary.json", "old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "summary.json", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert (tmp_path / "summary.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_summary_without_a_checkpoint_is_explained(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    with (
+        pytest.raises(ConfigError, match=r"was damaged .* no checkpoint left .* train --config"),
+        reopened_folder(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_summary_with_a_checkpoint_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    (tmp_path / "checkpoints").mkdir()
+    with reopened_folder(tmp_path) as folder:
+        assert folder.path == tmp_path
+
+
+def test_a_complete_run_without_its_report_is_told_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"interrupted": false}')
+    with (
+        pytest.raises(ConfigError, match=r"is complete; .*; tamiyo report .* draws it"),
+        reopened_folder(tmp_path),
     ):
         pass

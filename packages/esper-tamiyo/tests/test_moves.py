@@ -55,6 +55,20 @@ def test_what_the_host_does_not_see_is_not_to_blame(state: SeedState) -> None:
     assert emergency(seed(0, state), history, history[0]) is None
 
 
+@pytest.mark.parametrize("state", sorted(GRAFTED))
+def test_a_block_grafted_when_the_loss_was_not_finite_is_not_to_blame(state: SeedState) -> None:
+    history = figures([1.0, math.nan, math.nan])
+    assert emergency(seed(0, state), history, history[0]) is not None
+    assert emergency(seed(0, state), history, history[1]) is None
+
+
+def test_a_training_loss_that_is_not_finite_is_one_too() -> None:
+    history = [*figures([1.0]), EpochFigures(epoch=1, val_loss=1.0, train_loss=math.inf)]
+    move = emergency(seed(0, SeedState.GRAFTING), history, history[0])
+    assert move is not None
+    assert move.reason == "the training loss is not finite"
+
+
 def test_a_loaded_block_whose_past_is_unknown_is_stopped_by_what_is_not_finite_only() -> None:
     assert emergency(seed(0, S.GRAFTING), figures([1.0, 100.0]), None) is None
     assert emergency(seed(0, S.GRAFTING), figures([1.0, math.nan]), None) is not None

@@ -127,3 +127,13 @@ def test_a_step_that_raises_an_error_leaves_no_rate_lowered() -> None:
         optimizer.step(fails)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
     warmup.state_dict()
     assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_a_run_that_was_slowed_down_takes_a_share_of_its_rates_in_and_behind_a_warm_up() -> None:
+    optimizer = optimizer_of(1.0)
+    warmup = warmup_of(optimizer, steps=2, epochs=None)
+    warmup.rate_share = 0.5
+    assert steps(optimizer, 1) == pytest.approx([0.5])
+    warmup.begin(1)
+    assert steps(optimizer, 3) == pytest.approx([0.25, 0.5, 0.5])
+    assert optimizer.param_groups[0]["lr"] == 1.0

@@ -8,6 +8,8 @@ from esper.tamiyo.config import RunConfig
 from esper.tamiyo.snippet import snippet
 from esper.tamiyo.tasks.facts import ENCODING_FILE, TaskFacts
 
+NOT_FINITE = "The loss of this model on the held-out data is not finite: its answers are of no use."
+
 
 def model_card(
     config: RunConfig,
@@ -56,6 +58,7 @@ def model_card(
         _row("this model", grown),
         *([_row("the same host, never grown", twin)] if twin is not None else []),
         "",
+        *((NOT_FINITE, "") if grown["loss"] is None else ()),
         f"{_trained(summary)} with policy `{config.policy}`, seed {config.seed}, AdamW at "
         f"{config.learning_rate:g} ({config.schedule}), batches of {config.batch_size}.",
         "",

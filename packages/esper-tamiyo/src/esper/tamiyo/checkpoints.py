@@ -24,10 +24,11 @@ from esper.contracts import (
 from esper.contracts.registry import saved_beds
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.controller import Tamiyo
+from esper.tamiyo.diverging import Setback
+from esper.tamiyo.folder import CHECKPOINTS
 from esper.tamiyo.summary import Point
 from esper.tamiyo.training import Progress
 
-FOLDER = "checkpoints"
 FILE = "training.json"
 FORMAT_VERSION = 1
 
@@ -58,12 +59,19 @@ class Place(Contract):
     loss_sum: float = 0.0
     """Of their samples."""
     curve: tuple[KnownPoint, ...] = ()
+    setbacks: tuple[Setback, ...] = ()
+    """Times that the run has gone back already."""
     log: LogPosition
 
     @property
     def progress(self) -> Progress:
         """How far the unfinished epoch got."""
         return Progress(batches=self.batches, loss_sum=self.loss_sum)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Tell the newer of two places: where a run went back to, it goes on from there in another way."""
+        return self.epoch, self.batches, len(self.setbacks)
 
     def points(self) -> list[Point]:
         """Return the curve as the record has it."""
@@ -81,7 +89,7 @@ class Checkpoints:
     def __init__(self, run_folder: Path, config: RunConfig, *, after: Path | None = None) -> None:
         # Behind the one that the run goes on from, which stays until there are others.
         number = 0 if after is None else int(after.name) + 1
-        self._folder = run_folder / FOLDER
+        self._folder = run_folder / CHECKPOINTS
         self._keep = config.keep_checkpoints
         self._every_seconds = config.checkpoint_seconds
         self._number = number
@@ -129,7 +137,7 @@ def newest(run_folder: Path) -> tuple[Path, Place, list[str]]:
     """
     found: list[tuple[Path, Place]] = []
     problems: list[str] = []
-    folder = run_folder / FOLDER
+    folder = run_folder / CHECKPOINTS
     for slot in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
             found.append((slot, _read(slot)))
@@ -147,7 +155,7 @@ def newest(run_folder: Path) -> tuple[Path, Place, list[str]]:
             f"{run_folder} has no checkpoint: the run was stopped before the first, or it is no run; train "
             "again, if it has a config.yaml with train --config"
         )
-    slot, place = max(found, key=lambda each: (each[1].epoch, each[1].batches))
+    slot, place = max(found, key=lambda each: each[1].order)
     return slot, place, problems
 
 

@@ -1,5 +1,6 @@
 """The command `tamiyo`: everything about runs."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,9 +66,13 @@ def report(run: _Run, debug: _Debug = False) -> None:
     with guarded("tamiyo report", debug=debug):
         from esper.contracts import ConfigError
         from esper.tamiyo.report import write_report
+        from esper.tamiyo.story import read_story
 
+        story = read_story(run)
+        if story.damage is not None:
+            print(f"tamiyo report: the record is damaged: {story.damage}", file=sys.stderr)
         try:
-            written = write_report(run)
+            written = write_report(run, story)
         except OSError as error:
             raise ConfigError(f"the report cannot be written in {run}: {error.strerror}") from error
         for path in written:
@@ -143,9 +148,12 @@ def export(
 ) -> None:
     """Take the grown model home: weights, a torch.export program, its lineage and a model card."""
     with guarded("tamiyo export", debug=debug):
-        from esper.tamiyo.exporting import export_run
+        from esper.tamiyo.card import NOT_FINITE
+        from esper.tamiyo.exporting import CARD, export_run
 
         written = export_run(run, to, onnx=onnx)
+        if NOT_FINITE in (to / CARD).read_text(encoding="utf-8"):
+            print(f"tamiyo export: {NOT_FINITE}", file=sys.stderr)
         for path in written:
             print(path)
 

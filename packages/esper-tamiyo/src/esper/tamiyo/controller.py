@@ -40,7 +40,7 @@ from esper.contracts import (
 from esper.tamiyo import remembering
 from esper.tamiyo.claiming import check_arguments, claim
 from esper.tamiyo.forge import OnForged, forge_kernels
-from esper.tamiyo.moves import GRAFTED, UNDONE, Move, emergency, next_move
+from esper.tamiyo.moves import GRAFTED, NO_DECISION, UNDONE, Move, emergency, next_move
 from esper.tamiyo.outcomes import field_report, kernel_of
 from esper.tamiyo.policies import (
     Attention,
@@ -52,14 +52,12 @@ from esper.tamiyo.policies import (
     attention_of,
 )
 from esper.tamiyo.runtime import Runtime, embedded_runtime
-from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, Figures, judge
+from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, gather, judge
 from esper.tamiyo.warmup import WARM_UP_STEPS, Rise, Warmup
 
 _log = get_logger(__name__)
 
 _S = SeedState
-
-_OUTCOMES = (_S.FOSSILIZED, *UNDONE)
 
 
 class Tamiyo:
@@ -143,7 +141,7 @@ class Tamiyo:
         self._runtime = runtime or self._closing.enter_context(embedded_runtime(self._closing))
         try:
             self._crucible = self._runtime.public_key
-            if resume is None:
+            if resume is None and getattr(self.policy, "grows", True):
                 self.kernels = forge_kernels(bed, self._runtime, on_forged)
                 for kernel in self.kernels:
                     self._record("kernel", kernel)
@@ -197,11 +195,16 @@ class Tamiyo:
             history=remembering.epochs(self._history),
             seeds=remembering.open_seeds(self._before, self._evidence, self._copy_of, self._risen),
             warmup=self._warmup.state_dict(),
+            rate_share=self._warmup.rate_share,
             events=tuple(self.events),
             field_reports=tuple(self.field_reports),
         )
         mine = {remembering.FILE: memory.model_dump_json().encode()}
         self.bed.checkpoint(folder, beside=mine | dict(beside or {}))
+
+    def slow_down(self, share: float) -> None:
+        """Have every step from now on take only this share of its learning rates; no undo takes that back."""
+        self._warmup.rate_share *= share
 
     def _go_on(self, folder: Path | str) -> None:
         """Take up what `checkpoint` wrote: the kernels are those of then, as they were measured."""
@@ -217,6 +220,7 @@ class Tamiyo:
         self._copy_of = {s.seed_id: s.copy_of for s in memory.seeds if s.copy_of is not None}
         self._risen = {s.seed_id: s.rise() for s in memory.seeds if s.before is not None}
         self._warmup.load_state_dict(memory.warmup)
+        self._warmup.rate_share = memory.rate_share
         self._begun = time.monotonic() - memory.seconds
 
     def end_epoch(
@@ -267,7 +271,10 @@ class Tamiyo:
         self._obey_others()
         for seed in self.bed.seeds():
             self._advance(seed)
-        self._grow(self._look())
+        if self._history[-1].is_finite:
+            self._grow(self._look())
+        else:
+            self._decide(Action.WAIT, NO_DECISION)
         packet = SystemStatePacket(
             run_id=self._runtime.run_id,
             epoch=self.epoch,
@@ -275,7 +282,7 @@ class Tamiyo:
             train_loss=train_loss,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]) * self._warmup.rate_share,
             num_parameters=self.bed.num_parameters(),
             seeds=tuple(self.bed.seeds()),
             decisions=tuple(self._decisions),
@@ -327,6 +334,8 @@ class Tamiyo:
         """Return where the seed goes now, why, and the numbers behind it; None if it stays."""
         if (move := emergency(seed, self._history, self._before.get(seed.seed_id))) is not None:
             return move
+        if not self._history[-1].is_finite:
+            return None
         if seed.state is _S.EVALUATING and seed.is_ready_for_transition:
             return self._judge(seed, _S.FINE_TUNING, is_last=self._evaluate is None)
         is_tuned = seed.state is _S.FINE_TUNING and seed.is_ready_for_transition
@@ -346,17 +355,9 @@ class Tamiyo:
         min_gain: float = MIN_GAIN,
         is_last: bool = True,
     ) -> Move:
-        now, before = self._history[-1], self._before.get(seed.seed_id)
-        if self._evaluate is None:
-            measured, without = _figures(now), None
-        else:
-            measured = self._evaluate()
-            with self.bed.without(seed.seed_id, settle=self._evaluate):
-                without = self._evaluate()
-        evidence = Evidence(
-            before=_figures(before) if before is not None else None,
-            with_block=measured,
-            without_block=without,
+        before = self._before.get(seed.seed_id)
+        evidence = gather(
+            self.bed, seed.seed_id, now=self._history[-1], before=before, evaluate=self._evaluate
         )
         self._evidence[seed.seed_id] = evidence
         verdict = judge(evidence, min_gain=min_gain, is_last=is_last)
@@ -394,7 +395,7 @@ class Tamiyo:
         return Observation(
             epoch=self.epoch,
             epochs_left=None if self._epochs is None else self._epochs - self.epoch - 1,
-            history=tuple(self._history),
+            history=tuple(figures for figures in self._history if figures.is_finite),
             sites=self.bed.sites,
             seeds=self.bed.seeds(),
             health=health,
@@ -459,7 +460,7 @@ class Tamiyo:
             self._before[event.seed_id] = self._history[-1]
             self._risen[event.seed_id] = self._warmup.rise
             self._warmup.begin(self.epoch + 1)
-        if event.to_state in _OUTCOMES:
+        if event.to_state in (_S.FOSSILIZED, *UNDONE):
             self._report_outcome(event, before)
 
     def _report_outcome(self, event: SeedEvent, seed: SeedStatus) -> None:
@@ -492,7 +493,3 @@ class Tamiyo:
             self._log.append(kind, content)
         if isinstance(content, HealthSignal | KasminaCommand | SystemStatePacket | FieldReport):
             self._runtime.publish(content)
-
-
-def _figures(epoch: EpochFigures) -> Figures:
-    return Figures(loss=epoch.val_loss, accuracy=epoch.val_accuracy)

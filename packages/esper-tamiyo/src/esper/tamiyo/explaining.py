@@ -18,6 +18,7 @@ from esper.contracts import (
 from esper.contracts.words import plural
 from esper.tamiyo.folding import fold
 from esper.tamiyo.story import Attempt, Story
+from esper.tamiyo.verdict import Figures
 
 MAX_RIVALS = 3
 """Of what else could have been grown, the best are named."""
@@ -74,21 +75,31 @@ def explain(story: Story, seed_id: SeedId | None = None) -> str:
     """
     if seed_id is not None:
         return "\n".join(_of_seed(story, seed_id)) + "\n"
-    lines = [headline(story), "", *_setting(story)]
+    lines = [headline(story), "", *_damage(story), *_setting(story)]
     for number, attempt in enumerate(story.attempts, start=1):
         lines += ["", f"{number}. {_title(attempt)}", *explain_attempt(attempt)]
-    if not story.attempts:
+    if not story.attempts and story.damage is None:
         lines += ["", "Nothing was grown.", *(f"  {said}" for said in _waits(story.decisions))]
     lines += ["", *_end(story)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def headline(story: Story) -> str:
     """Say in one sentence what growing changed on held-out data."""
     grown = story.grown.held_out
-    if grown is None or not story.grown.curve:
+    ends = [f"The run diverged: {each.told}." for each in story.setbacks if each.is_end]
+    if ends:
+        return ends[-1]
+    if not story.grown.curve:
         return "The run was stopped before anything could be measured."
+    if grown is None:
+        return "The grown model's loss is not finite on the held-out data: it has learned nothing of use."
     twin = story.twin.held_out if story.twin is not None else None
+    no_twin = " Its twin's loss is not finite." if story.twin is not None and twin is None else ""
+    return _compared(grown, twin) + no_twin
+
+
+def _compared(grown: Figures, twin: Figures | None) -> str:
     if grown.accuracy is None:
         sentence = f"The grown model's loss on the held-out data is {grown.loss:.4f}"
         if twin is None:
@@ -168,16 +179,24 @@ def _title(attempt: Attempt) -> str:
     )
 
 
+def _damage(story: Story) -> Iterator[str]:
+    if story.damage is not None:
+        yield f"The record is damaged; this is what could be read of it: {story.damage}"
+
+
 def _setting(story: Story) -> Iterator[str]:
     config = story.config
     yield (
         f"Task {config.task}, host {config.host}, policy {config.policy}, seed {config.seed}; "
         f"{len(story.grown.curve)} of {config.epochs} epochs."
     )
-    yield (
-        f"{story.parameters_before:,} parameters at first, {story.grown.parameters:,} at the end; "
-        f"blocks tried {len(story.attempts)}, kept {len(story.kept)}, removed {len(story.removed)}."
+    sizes = (
+        f"{story.parameters_before:,} parameters at first, {story.grown.parameters:,} at the end"
     )
+    if story.damage is None or story.attempts:
+        sizes += f"; blocks tried {len(story.attempts)}, kept {len(story.kept)}, removed {len(story.removed)}"
+    yield f"{sizes}."
+    yield from (f"On the way {each.told}." for each in story.setbacks if not each.is_end)
     used = {
         name
         for attempt in story.attempts
@@ -196,8 +215,6 @@ def _end(story: Story) -> Iterator[str]:
     if story.attempts and (later := list(_waits([d for d in waits if d.epoch >= since]))):
         yield "Why no more:"
         yield from (f"  {said}" for said in later[:MAX_REASONS])
-    if story.damage is not None:
-        yield f"The record is damaged, and this is what could be read of it: {story.damage}"
 
 
 def _waits(decisions: Sequence[AdaptationSignal]) -> Iterator[str]:
@@ -220,12 +237,13 @@ def _of_seed(story: Story, seed_id: SeedId) -> Iterator[str]:
         )
         raise NotFoundError(f"there is no seed {seed_id[0]},{seed_id[1]}; there are {there}")
     yield f"Seed {seed_id[0]},{seed_id[1]} at layer {site.label} ({site.module_type})."
+    yield from _damage(story)
     attempts = [attempt for attempt in story.attempts if attempt.seed_id == seed_id]
     for attempt in attempts:
         yield ""
         yield _title(attempt)
         yield from explain_attempt(attempt)
-    if not attempts:
+    if not attempts and story.damage is None:
         yield "Nothing was ever grown there."
         yield from _why_not(story, seed_id)
 

@@ -19,6 +19,8 @@ from esper.contracts import ConfigError, NotFoundError, utc_now
 from esper.tamiyo.config import RunConfig
 
 _PARTIAL = ".partial"
+CHECKPOINTS = "checkpoints"
+"""The folder within it that a run goes on from."""
 
 
 class RunFolder:
@@ -34,12 +36,30 @@ class RunFolder:
         """Set once there is a checkpoint worth going on from."""
 
     def write_text(self, name: str, text: str) -> None:
-        """Write one file of the run."""
-        (self.path / name).write_text(text, encoding="utf-8")
+        """Write one file of the run, whole or not at all."""
+        write_whole(self.path / name, text)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write one JSON file of the run."""
         self.write_text(name, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers see all of it or what was there before, also after a full disk.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid():x}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -91,9 +111,11 @@ def reopened_folder(path: Path) -> Generator[RunFolder]:
         raise NotFoundError(
             f"there is no run {path}; `tamiyo resume` takes a run folder, for example runs/{folder.run_id}"
         )
-    summary = folder.path / "summary.json"
-    if summary.is_file() and not json.loads(summary.read_text(encoding="utf-8"))["interrupted"]:
-        raise ConfigError(f"the run in {path} is complete; there is nothing to go on with")
+    if _is_complete(folder.path):
+        lacks = (
+            "" if (folder.path / "report.html").is_file() else f"; tamiyo report {path} draws it"
+        )
+        raise ConfigError(f"the run in {path} is complete; there is nothing to go on with{lacks}")
     with _only_one(folder.path):
         try:
             yield folder
@@ -102,6 +124,27 @@ def reopened_folder(path: Path) -> Generator[RunFolder]:
             raise
     if folder.path != final:
         folder.path.rename(final)
+
+
+def _is_complete(path: Path) -> bool:
+    """Tell whether a run has its summary: the last that it writes. One that is damaged can be written again.
+
+    Raises:
+        ConfigError: if it is damaged, and there is no checkpoint to write it again from.
+
+    """
+    summary = path / "summary.json"
+    if not summary.is_file():
+        return False
+    try:
+        return not json.loads(summary.read_text(encoding="utf-8"))["interrupted"]
+    except (ValueError, KeyError, TypeError) as error:
+        if (path / CHECKPOINTS).is_dir():
+            return False
+        raise ConfigError(
+            f"{summary} was damaged ({error}), and the run has no checkpoint left to write it again from; "
+            f"restore a copy, or train again with train --config {path / 'config.yaml'}"
+        ) from error
 
 
 def _say_what_is_left(folder: RunFolder, error: BaseException) -> None:

@@ -33,6 +33,8 @@ BAND = 0.5
 """With a block on trial the loss may rise by this share over the highest of the epochs before the graft."""
 BAND_EPOCHS = 5
 
+NO_DECISION = "the loss is not finite, and no block is to blame: nothing can be decided by it"
+
 GRAFTED = HOST_VISIBLE & IN_FLIGHT
 """States of a block that is part of the model but not yet for good."""
 
@@ -50,6 +52,8 @@ def emergency(
 ) -> Move | None:
     """Return the way back, now, for a block with which the loss has left its band.
 
+    What was grafted when the loss was not finite any more is not to blame for that.
+
     Args:
         seed: any seed.
         history: figures of the epochs so far, the last one as the model stands.
@@ -58,9 +62,13 @@ def emergency(
     """
     if seed.state not in GRAFTED:
         return None
-    loss = history[-1].val_loss
-    if not math.isfinite(loss):
-        return Move(_S.ROLLED_BACK, "the validation loss is not finite", {"val_loss": loss})
+    last = history[-1]
+    loss = last.val_loss
+    if not last.is_finite:
+        if before is not None and not before.is_finite:
+            return None
+        kind = "training" if math.isfinite(loss) else "validation"
+        return Move(_S.ROLLED_BACK, f"the {kind} loss is not finite", {"val_loss": loss})
     if before is None:
         return None
     earlier = [f.val_loss for f in history if f.epoch <= before.epoch and math.isfinite(f.val_loss)]

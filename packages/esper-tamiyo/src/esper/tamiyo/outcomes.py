@@ -64,9 +64,11 @@ def field_report(
     ]
     with_block = evidence.with_block if evidence is not None else None
     without = evidence.without_block if evidence is not None else None
+    measured = with_block.loss if with_block is not None else None
     return FieldReport(
-        # The same in a run that was killed and goes on: of two alike the library keeps one.
-        report_id=str(uuid5(_REPORTS, f"{run_id} {number}")),
+        # The same in a run that was killed and goes on: of two alike the library keeps one. Another where
+        # the run went back and on in another way.
+        report_id=str(uuid5(_REPORTS, f"{run_id} {number} {event.epoch} {measured}")),
         run_id=run_id,
         seed_id=event.seed_id,
         site=event.site,
@@ -79,7 +81,7 @@ def field_report(
         epoch_ended=event.epoch,
         parameters_added=kernel.num_parameters if kernel is not None and stays else 0,
         loss_before=before.val_loss if before is not None else None,
-        loss_with=with_block.loss if with_block is not None else None,
+        loss_with=measured,
         loss_without=without.loss if without is not None else None,
         accuracy_with=with_block.accuracy if with_block is not None else None,
         accuracy_without=without.accuracy if without is not None else None,

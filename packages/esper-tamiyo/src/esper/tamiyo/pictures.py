@@ -9,6 +9,7 @@ reads on a light page and on a dark one.
 # pyright: reportUnknownMemberType=false
 
 import io
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from esper.contracts import SeedState
 from esper.tamiyo.story import Attempt, Story
-from esper.tamiyo.summary import Training
+from esper.tamiyo.summary import Point, Training
 
 GROWN, TWIN = "#2e9e5b", "#8a8f98"
 """Green for what grew, grey for what did not; distinguishable in print by the dashed twin."""
@@ -44,6 +45,9 @@ STATE_COLOURS: dict[SeedState, str] = {
 STATE_NAMES = {SeedState.FINE_TUNING: "fine-tuning", SeedState.FOSSILIZED: "kept"}
 """What a person calls them, where that is not the state's own name."""
 
+GONE = (SeedState.CULLED, SeedState.CANCELLED, SeedState.ROLLED_BACK)
+"""Behind them no block is there any more: the place rests, some epochs or for good."""
+
 INK = "#808890"
 
 _STYLE: Any = {
@@ -60,6 +64,12 @@ _STYLE: Any = {
 
 _BAR = 0.72
 """Height of a seed's bar, of the row's."""
+
+_FAINT = 0.15
+"""Opacity of a place's rest."""
+
+_MARGIN = 0.02
+"""Of the epochs' width, at both ends: what is drawn upon an axis cannot be seen."""
 
 PNG_DPI = 160
 
@@ -97,7 +107,12 @@ def draw_curve(stories: Sequence[Story], name: str, title: str) -> Figure:
             for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 axis_formatter(_Plain(minor_thresholds=(2, 0.5)))
         axes.set_title(title, fontsize=10)
-        _finish(axes)
+        if not any(
+            _is_finite(getattr(point, name)) for story in stories for point in _points(story)
+        ):
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, "no finite figure", transform=axes.transAxes, ha="center")
+        _finish(axes, stories)
         return figure
 
 
@@ -131,7 +146,7 @@ def draw_sizes(stories: Sequence[Story], name: str, title: str) -> Figure:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_title(title, fontsize=10)
-        _finish(axes)
+        _finish(axes, stories)
         return figure
 
 
@@ -154,7 +169,7 @@ def draw_timeline(story: Story) -> Figure:
         axes.set_xlabel("epoch")
         figure.legend(
             list(used.values()),
-            [STATE_NAMES.get(state, state.value.lower()) for state in used],
+            [STATE_NAMES.get(s, s.value.lower().replace("_", " ")) for s in used],
             loc="outside upper center",
             ncols=max(1, len(used)),
             frameon=False,
@@ -171,9 +186,17 @@ def _draw_life(
         start = 1 + change.epoch
         end = 1 + following.epoch if following is not None else end_of_run
         colour = STATE_COLOURS.get(change.to_state)
-        if colour is not None and end > start:
-            bar = axes.barh(row, end - start, left=start, height=_BAR, color=colour, linewidth=0)
-            used.setdefault(change.to_state, bar)
+        if colour is None:
+            continue
+        is_gone = change.to_state in GONE
+        if is_gone or end > start:
+            opacity = _FAINT if is_gone else 1.0
+            shown: Any = axes.barh(
+                row, end - start, left=start, height=_BAR, color=(colour, opacity), linewidth=0
+            )
+            if is_gone:
+                shown = axes.vlines(start, row - _BAR / 2, row + _BAR / 2, color=colour, lw=3)
+            used.setdefault(change.to_state, shown)
     _mark_end(axes, row, attempt)
 
 
@@ -225,9 +248,21 @@ def _mark_grafts(axes: Axes, attempts: Sequence[Attempt]) -> None:
                 axes.axvline(1 + change.epoch, color=colour, linewidth=0.8)
 
 
-def _finish(axes: Axes) -> None:
+def _points(story: Story) -> list[Point]:
+    """Return all epochs of a run, its twin's too."""
+    return [*story.grown.curve, *(story.twin.curve if story.twin is not None else ())]
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _finish(axes: Axes, stories: Sequence[Story]) -> None:
+    """Give a picture over epochs its axis, with room for what is at its ends, and its legend."""
     axes.set_xlabel("epoch")
-    axes.set_xlim(left=1)
+    last = max((1 + point.epoch for story in stories for point in _points(story)), default=1)
+    margin = _MARGIN * max(1, last - 1)
+    axes.set_xlim(1 - margin, max(2, last) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)

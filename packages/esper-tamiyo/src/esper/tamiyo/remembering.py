@@ -96,6 +96,8 @@ class Memory(Contract):
     field_reports: tuple[FieldReport, ...]
     warmup: dict[str, int] | None = None
     """The warm-up that is under way."""
+    rate_share: float = 1.0
+    """Of the learning rates, which every step takes (`Tamiyo.slow_down`)."""
 
 
 def open_seeds(

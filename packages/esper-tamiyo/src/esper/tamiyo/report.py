@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from esper.contracts.words import plural
 from esper.tamiyo.explaining import headline
+from esper.tamiyo.folder import write_whole
 from esper.tamiyo.folding import fold
 from esper.tamiyo.model_picture import draw_model
 from esper.tamiyo.pictures import draw_curve, draw_sizes, draw_timeline, save_png, to_svg
@@ -21,19 +22,19 @@ from esper.tamiyo.story import Story, read_story
 PAGE, PICTURES = "report.html", "pictures"
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Write the report of the run in `folder` into it; return the files.
+def write_report(folder: Path, story: Story | None = None) -> list[Path]:
+    """Write the report of the run in `folder` into it, as `story` if that was read already; return the files.
 
     Raises:
         NotFoundError, ConfigError: if it is no folder of a run that came to its end.
         OSError: if it cannot be written.
 
     """
-    story = read_story(folder)
+    story = story or read_story(folder)
     pictures = draw(story)
     (folder / PICTURES).mkdir(exist_ok=True)
     written = [folder / PAGE]
-    written[0].write_text(render_report(story, pictures), encoding="utf-8")
+    write_whole(written[0], render_report(story, pictures))
     for name, (figure, _) in pictures.items():
         written.append(folder / PICTURES / f"{name}.png")
         save_png(figure, written[-1])

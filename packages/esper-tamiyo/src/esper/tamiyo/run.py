@@ -4,9 +4,10 @@
 and workers come in through entry points.
 """
 
-import tempfile
+import math
+import shutil
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +15,24 @@ import torch
 from rich.markup import escape
 
 from esper.contracts import (
+    ArtifactIntegrityError,
     BlueprintIR,
     ConfigError,
     EventLog,
-    SeedBed,
+    NotFoundError,
+    SystemStatePacket,
     load_settings,
     read_blueprint,
     trace_context,
 )
 from esper.contracts.registry import saved_beds, seed_bed_factory
 from esper.contracts.words import plural, type_of
-from esper.tamiyo import checkpoints
+from esper.tamiyo import checkpoints, diverging
 from esper.tamiyo.averaging import average_of, averaged_weights
 from esper.tamiyo.checkpoints import Checkpoints, Place
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.controller import Tamiyo
+from esper.tamiyo.diverging import RATE_SHARE, DivergedError, LossNotFiniteError, Setback, advice
 from esper.tamiyo.environment import describe_environment, describe_layers
 from esper.tamiyo.epochs import Learner, epochs, make_learner
 from esper.tamiyo.folder import RunFolder, reopened_folder, run_folder
@@ -37,8 +41,9 @@ from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripted
 from esper.tamiyo.runtime import Runtime, RuntimeUrls
+from esper.tamiyo.saving import keep_average, save_model, save_report, save_summary
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
-from esper.tamiyo.summary import RunRecord, Training, summarise
+from esper.tamiyo.summary import RunRecord, Training
 from esper.tamiyo.tasks import Readers, Source, Task, load_task
 from esper.tamiyo.tasks.facts import write_facts
 from esper.tamiyo.tracking import Tracker, tracking
@@ -53,8 +58,7 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
 }
 """The policies that a run can name."""
 
-AVERAGED = "ema"
-"""The folder of the averaged weights in the run folder; `esper.kasmina.load` reads both."""
+LOG = "events.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,7 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
     is on disk before the twin is trained and before any server is waited for.
 
     Raises:
+        DivergedError: if the loss is not finite, also after going back; the last good model is saved.
         EsperError: for anything wrong with the request or the servers; nothing is left behind.
 
     """
@@ -96,13 +101,17 @@ def resume(path: Path, ui: Ui) -> RunRecord:
         config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
         for problem in problems:
             ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
-        done = f"epoch {place.epoch + 1} of {config.epochs}" + (
-            f", behind {place.batches} mini-batches" if place.batches else ""
-        )
-        ui.say(f"going on with {folder.final_path} at {done}")
+        ui.say(f"going on with {folder.final_path} {_where(place, config)}")
         record = _run(config, folder, ui, stop, slot=slot, place=place)
     ui.result(record, folder.final_path)
     return record
+
+
+def _where(place: Place, config: RunConfig) -> str:
+    if place.epoch >= config.epochs:
+        return "behind its last epoch: what was still to be written is written now"
+    behind = f", behind {place.batches} mini-batches" if place.batches else ""
+    return f"at epoch {place.epoch + 1} of {config.epochs}{behind}"
 
 
 def _run(
@@ -113,6 +122,56 @@ def _run(
     *,
     slot: Path | None = None,
     place: Place | None = None,
+) -> RunRecord:
+    """Train and save; where the loss is not finite, from an earlier state on (`diverging`)."""
+    setback: Setback | None = None
+    while True:
+        try:
+            record = _train(config, folder, ui, stop, slot=slot, place=place, setback=setback)
+        except LossNotFiniteError as found:
+            slot, place, setback = _go_back(folder, found.packet)
+            if not setback.is_end:
+                ui.say(f"[yellow]back[/]   {escape(setback.told)}")
+            continue
+        if setback is not None and setback.is_end:
+            raise DivergedError(advice(config.learning_rate, setback))
+        return record
+
+
+def _go_back(folder: RunFolder, packet: SystemStatePacket) -> tuple[Path, Place, Setback]:
+    """Return the state to go back to; the record of what is abandoned stays beside the run's."""
+    try:
+        slot, place, _ = checkpoints.newest(folder.path)
+    except (NotFoundError, ArtifactIntegrityError) as error:
+        raise DivergedError(
+            f"the loss was not finite in epoch {packet.epoch + 1}, with nothing to go back to: {error}"
+        ) from error
+    number = len(place.setbacks) + 1
+    with suppress(OSError):
+        shutil.copyfile(folder.path / LOG, folder.path / f"events-before-setback-{number}.jsonl")
+    return (
+        slot,
+        place,
+        Setback(
+            epoch=packet.epoch,
+            train_loss=packet.train_loss,
+            val_loss=packet.val_loss,
+            back_to=place.epoch,
+            batches=place.batches,
+            rate_share=None if place.setbacks else RATE_SHARE,
+        ),
+    )
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    ui: Ui,
+    stop: StopSignals,
+    *,
+    slot: Path | None,
+    place: Place | None,
+    setback: Setback | None,
 ) -> RunRecord:
     policy = choose_policy(config.policy)
     blueprints = own_blueprints(config, folder, is_new=slot is None)
@@ -151,17 +210,20 @@ def _run(
         grown=Training(parameters=before, curve=[] if place is None else place.points()),
         layers=layers,
         environment=describe_environment(means),
+        setbacks=[*(place.setbacks if place is not None else ()), *([setback] if setback else ())],
     )
     after = None if place is None else place.log
     with _threads(config.threads), readers, tracking(config, folder, ui.warn) as tracker:
         watch = Watch(ui=ui, tracker=tracker, stop=stop)
         with (
             trace_context(folder.run_id),
-            EventLog(folder.path / "events.jsonl", after=after) as log,
+            EventLog(folder.path / LOG, after=after) as log,
             Runtime(folder.run_id, _urls(config, folder)) as runtime,
         ):
             if place is None:
                 log.append("run", {"run_id": folder.run_id, "config": config.public()})
+            elif setback is not None:
+                log.append("went_back", setback)
             else:
                 log.append("resumed", {"epoch": place.epoch, "batches": place.batches})
             folder.write_text(
@@ -186,7 +248,7 @@ def _run(
                 on_forged=ui.forged,
             )
             try:
-                grow(controller, learner, record, log, saver, watch, place=place)
+                grow(controller, learner, record, log, saver, watch, place=place, setback=setback)
             finally:
                 folder.can_go_on = bool(record.grown.curve) and saver.has_written
             save_model(folder, bed)
@@ -200,11 +262,12 @@ def _run(
             record.events_lost, record.events_failure = log.lost, log.failure
         # After closing: what was still queued for a dead server counts as lost only then.
         record.topics, record.lost = runtime.topic_counts, runtime.lost
-        record.unfiled = runtime.unfiled
-        _save_record(folder, record)
+        record.unfiled = max(0, runtime.unfiled)
+        save_summary(folder, record)
+        if not record.interrupted:
+            saver.clear()
+        save_report(folder)
         tracker.end(record)
-    if not record.interrupted:
-        saver.clear()
     return record
 
 
@@ -255,8 +318,14 @@ def grow(
     watch: Watch,
     *,
     place: Place | None = None,
+    setback: Setback | None = None,
 ) -> None:
-    """Train the host with its seeds, from `place` on, filling `record.grown`."""
+    """Train the host with its seeds, from `place` on, filling `record.grown`.
+
+    Raises:
+        LossNotFiniteError: if the loss is not, and no block is to blame; filled then is nothing.
+
+    """
     bed, stop = controller.bed, watch.stop
     progress = place.progress if place is not None else Progress()
 
@@ -269,22 +338,30 @@ def grow(
             batches=progress.batches,
             loss_sum=progress.loss_sum,
             curve=checkpoints.known(record.grown.curve),
+            setbacks=tuple(record.setbacks),
             log=log.position,
         )
         if not saver.write(controller, here):
             record.checkpoint_failure = saver.failure
 
-    watch.ui.say(
-        f"{plural(len(controller.kernels), 'kernel')} forged and judged for {plural(len(bed.sites), 'site')}"
-    )
+    if controller.kernels and setback is None:
+        kernels, sites = plural(len(controller.kernels), "kernel"), plural(len(bed.sites), "site")
+        watch.ui.say(f"{kernels} forged and judged for {sites}")
     if place is None and (why := why_nothing_grows(controller, record.config.epochs)) is not None:
         watch.ui.say(f"[yellow]note[/]   {escape(why)}")
     stop.defer()
+    is_over = setback is not None and setback.is_end
     with controller:
-        if place is None:
+        if setback is not None and setback.rate_share is not None:
+            controller.slow_down(setback.rate_share)
+        if place is None or (setback is not None and not is_over):
             save()
+        if place is None and saver.has_written:
+            path = escape(str(record.config.out / record.run_id))
+            watch.ui.say(f"[dim]run {record.run_id}; if it is killed: tamiyo resume {path}[/]")
+        going_on = epochs("grown", record.grown, learner, watch.ui, stop, progress=progress)
         with _until_stopped(record):
-            for epoch in epochs("grown", record.grown, learner, watch.ui, stop, progress=progress):
+            for epoch in () if is_over else going_on:
                 packet = controller.end_epoch(
                     val_loss=epoch.val_loss,
                     val_accuracy=epoch.val_accuracy,
@@ -292,13 +369,15 @@ def grow(
                 )
                 watch.ui.decisions("grown", packet)
                 watch.tracker.epoch("grown", epoch, packet)
+                diverging.check(packet, is_finite=epoch.is_finite)
                 if saver.is_due() or len(record.grown.curve) == record.config.epochs:
                     save()
         stop.hold()
-        if record.interrupted:
+        if record.interrupted and math.isfinite(progress.loss_sum):
             save()
+    record.interrupted = record.interrupted or is_over
     record.grown.parameters = bed.num_parameters()
-    record.grown.held_out = learner.measure("test")
+    record.grown.hold_out(learner.measure("test"))
     record.events = controller.events
     record.field_reports = controller.field_reports
     record.blueprint_names = {k.kernel_id: k.blueprint_name for k in controller.kernels}
@@ -315,7 +394,9 @@ def train_twin(task: Task, record: RunRecord, means: Means, watch: Watch) -> Non
     with _until_stopped(record, KeyboardInterrupt):  # the grown model is safe by now
         for epoch in epochs("twin", twin, learner, watch.ui, watch.stop):
             watch.tracker.epoch("twin", epoch, None)
-        twin.held_out = learner.measure("test")
+            if not epoch.is_finite:
+                break
+        twin.hold_out(learner.measure("test"))
         if learner.average is not None:
             with averaged_weights(model, learner.average):
                 twin.averaged = learner.measure("test")
@@ -360,73 +441,3 @@ def _result(record: RunRecord) -> dict[str, object]:
         "parameters": record.grown.parameters,
         "interrupted": record.interrupted,
     }
-
-
-def save_model(folder: RunFolder, bed: SeedBed) -> None:
-    """Write the model; the folder is kept from here on.
-
-    With no room there, the model goes to the system's folder for temporary files: hours of training
-    must not be lost to a full disk.
-
-    Raises:
-        ConfigError: if it cannot be written there either.
-
-    """
-    try:
-        bed.save(folder.path)
-    except OSError as error:
-        refuge = _save_elsewhere(bed)
-        where = f"the model was saved in {refuge}" if refuge is not None else "the model is lost"
-        raise ConfigError(
-            f"the run could not be saved in {folder.final_path}: {_reason(error)}; {where}. "
-            "Make room or choose another folder with --out"
-        ) from error
-    folder.keep = True
-
-
-def keep_average(folder: RunFolder, bed: SeedBed, learner: Learner, record: RunRecord) -> None:
-    """Measure the moving average of the weights and write it beside the model, if the run keeps one.
-
-    Raises:
-        ConfigError: if it cannot be written.
-
-    """
-    if learner.average is None:
-        return
-    with averaged_weights(bed.model, learner.average):
-        record.grown.averaged = learner.measure("test")
-        record.averaged_sha256 = bed.weights_sha256()
-        try:
-            bed.save(folder.path / AVERAGED)
-        except OSError as error:
-            raise ConfigError(
-                f"the averaged weights could not be saved in {folder.final_path}: {_reason(error)}; "
-                "the model as trained was saved"
-            ) from error
-
-
-def _save_elsewhere(bed: SeedBed) -> Path | None:
-    try:
-        refuge = Path(tempfile.mkdtemp(prefix="esper-model-"))
-        bed.save(refuge)
-    except OSError:
-        return None
-    return refuge
-
-
-def _save_record(folder: RunFolder, record: RunRecord) -> None:
-    """Write what a person and a program want to know of the run."""
-    from esper.tamiyo.report import write_report  # with its pictures it takes a second to import
-
-    try:
-        folder.write_json("summary.json", summarise(record))
-        write_report(folder.path)
-    except OSError as error:
-        raise ConfigError(
-            f"the report could not be saved in {folder.final_path}: {_reason(error)}; "
-            "make room or choose another folder with --out"
-        ) from error
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

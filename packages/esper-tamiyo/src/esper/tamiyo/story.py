@@ -31,6 +31,8 @@ from esper.contracts import (
 )
 from esper.contracts.words import type_of
 from esper.tamiyo.config import RunConfig, override
+from esper.tamiyo.diverging import Setback
+from esper.tamiyo.folder import CHECKPOINTS
 from esper.tamiyo.summary import Layer, Point, Training
 from esper.tamiyo.verdict import Figures
 
@@ -69,8 +71,8 @@ class Attempt:
 
     @property
     def ended(self) -> int:
-        """The epoch of the last change of state."""
-        return self.states[-1].epoch
+        """The epoch of the last change of state; the end of an embargo is none of its own."""
+        return [each for each in self.states if each.to_state is not SeedState.DORMANT][-1].epoch
 
 
 @dataclass(kw_only=True)
@@ -93,6 +95,8 @@ class Story:
         default_factory=dict[str, CompiledKernelArtifact]
     )
     attempts: list[Attempt] = field(default_factory=list[Attempt])
+    setbacks: Sequence[Setback] = ()
+    """When the loss was not finite and no block was to blame."""
     damage: str | None = None
     """Why the log could not be read to its end; None if it was, and its chain holds."""
 
@@ -143,6 +147,7 @@ def read_story(folder: Path) -> Story:
             twin=_training(summary["twin"]) if summary["twin"] is not None else None,
             layers=[Layer(**layer) for layer in summary["layers"]],
             sites=[Site.model_validate(site) for site in lineage["sites"]],
+            setbacks=[Setback.model_validate(each) for each in summary.get("setbacks", ())],
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise ConfigError(
@@ -151,6 +156,8 @@ def read_story(folder: Path) -> Story:
         ) from error
     try:
         _read_events(folder, story)
+    except FileNotFoundError:
+        story.damage = f"{folder / 'events.jsonl'} is missing"
     except (ChainError, ValidationError, OSError) as error:
         story.damage = str(error)
     return story
@@ -166,7 +173,10 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is no JSON ({error}); it was damaged") from error
+        way = "restore a copy"
+        if name == "summary.json" and (folder / CHECKPOINTS).is_dir():
+            way = f"`tamiyo resume {folder}` writes it again"
+        raise ConfigError(f"{path} is no JSON ({error}); it was damaged: {way}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type_of(content)}; expected an object")
     return content  # pyright: ignore[reportUnknownVariableType]

@@ -1,5 +1,6 @@
 """What a run came to: the record that the trainer fills and `summary.json` is made from."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 from esper.contracts import FieldReport, SeedEvent, SeedState
 from esper.tamiyo.config import RunConfig
+from esper.tamiyo.diverging import Setback
 from esper.tamiyo.stopping import StoppedEarlyError
 from esper.tamiyo.verdict import Figures
 
@@ -23,6 +25,11 @@ class Point:
     parameters: int
     flops: int | None = None
     """Of one forward pass over one sample (`environment.count_flops`)."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both losses are finite."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +49,20 @@ class Training:
     parameters: int
     curve: list[Point] = field(default_factory=list[Point])
     held_out: Figures | None = None
-    """On test data, which no decision was based on; None until trained."""
+    """On test data, which no decision was based on; None until trained, and where the loss is not finite."""
     averaged: Figures | None = None
     """Those of the moving average of the weights, where the run keeps one."""
+
+    def hold_out(self, figures: Figures) -> None:
+        """Note the figures on held-out data; a model whose loss is not finite has none worth the name."""
+        self.held_out = figures if math.isfinite(figures.loss) else None
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as `summary.json` shows them."""
         figures = self.held_out
         return {
             "accuracy": figures.accuracy if figures is not None else None,
-            "loss": _finite(figures.loss) if figures is not None else None,
+            "loss": figures.loss if figures is not None else None,
             "parameters": self.parameters,
             "averaged": None
             if self.averaged is None
@@ -96,6 +107,9 @@ class RunRecord:
     events_failure: str | None = None
     """Why, if any."""
     interrupted: bool = False
+    """Whether it ended before its last epoch: the user stopped it, or it diverged."""
+    setbacks: Sequence[Setback] = ()
+    """When the loss was not finite and no block was to blame, oldest first."""
     checkpoint_failure: str | None = None
     """Why the last checkpoint could not be written; None if it could."""
     layers: Sequence[Layer] = ()
@@ -158,6 +172,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "averaged_sha256": record.averaged_sha256,
         "events_head": record.events_head,
         "interrupted": record.interrupted,
+        "setbacks": [json.loads(setback.model_dump_json()) for setback in record.setbacks],
         "events_failure": record.events_failure,
         "config": record.config.public(),
         "layers": [asdict(layer) for layer in record.layers],

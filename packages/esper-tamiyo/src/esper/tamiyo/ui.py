@@ -83,9 +83,9 @@ class Ui:
         earlier: Sequence[Point] = (),
     ) -> None:
         """Announce a training of `epochs` epochs of `num_samples` samples each, `earlier` ones behind it."""
-        self._overview.trainings.append(
-            Watched(label, epochs, num_samples=num_samples, earlier=earlier)
-        )
+        watched = Watched(label, epochs, num_samples=num_samples, earlier=earlier)
+        others = [each for each in self._overview.trainings if each.label != label]
+        self._overview.trainings = [*others, watched]  # a run that went back begins anew
         if self._is_live:
             self._live.start()
 
@@ -149,8 +149,13 @@ def _held_out(figures: Figures) -> str:
 
 
 def _notes(record: RunRecord) -> list[str]:
-    """Return what the run's records lack, in words."""
-    notes: list[str] = []
+    """Return what went another way than planned, and what the run's records lack, in words."""
+    notes = [setback.told for setback in record.setbacks]
+    if record.twin is not None and record.twin.curve and not record.twin.curve[-1].is_finite:
+        notes.append(
+            f"the loss of the twin was not finite in epoch {len(record.twin.curve)}: it was trained no "
+            "further, and there is nothing to compare with"
+        )
     if record.lost or not record.complete:
         lost = ", ".join(f"{topic} {count}" for topic, count in record.lost.items())
         unfiled = f", outcomes not filed: {record.unfiled}" if record.unfiled else ""

@@ -8,7 +8,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from esper.contracts import SeedBed, SeedId
 from esper.contracts.words import plural
+from esper.tamiyo.policies import EpochFigures
 
 MIN_GAIN = 0.005
 """A block must lower the validation loss by this share to stay: less would not pay its cost. It is young when
@@ -52,6 +54,34 @@ class Verdict:
     keep: bool
     reason: str
     numbers: dict[str, float]
+
+
+def gather(
+    bed: SeedBed,
+    seed_id: SeedId,
+    *,
+    now: EpochFigures,
+    before: EpochFigures | None,
+    evaluate: Evaluate | None,
+) -> Evidence:
+    """Return the evidence on a block, measured anew with and without it where there is `evaluate`.
+
+    `now` are the last epoch's figures, `before` those of the last epoch before the graft, if known.
+    """
+    measured, without = _figures(now), None
+    if evaluate is not None:
+        measured = evaluate()
+        with bed.without(seed_id, settle=evaluate):
+            without = evaluate()
+    return Evidence(
+        before=_figures(before) if before is not None else None,
+        with_block=measured,
+        without_block=without,
+    )
+
+
+def _figures(epoch: EpochFigures) -> Figures:
+    return Figures(loss=epoch.val_loss, accuracy=epoch.val_accuracy)
 
 
 def gain_interval(evidence: Evidence) -> tuple[float, float] | None:

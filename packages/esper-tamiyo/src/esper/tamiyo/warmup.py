@@ -50,6 +50,8 @@ class Warmup:
         if steps < 0:
             raise ConfigError(f"warm_up_steps={steps}; expected at least 0, which is none")
         self.rise: Rise | None = None
+        self.rate_share = 1.0
+        """Part of their rates that all steps take, beside the warm-up."""
         self._optimizer = optimizer
         self._most_steps = steps
         self._epochs = epochs
@@ -84,16 +86,25 @@ class Warmup:
         self.rise = None if state is None else Rise(**state)
 
     def _lower(self, *_: object) -> None:
-        if self.rise is None:
+        if self.rise is None and self.rate_share == 1.0:
             return
         self._put_back()
-        step = self._step()
-        if step - self.rise.begun >= self.rise.steps:
-            self.rise = None
+        share = self.rate_share * self._risen()
+        if share == 1.0:
             return
         for group in self._groups():
             self._rates.append(group["lr"])
-            group["lr"] = group["lr"] * self.rise.share(step)
+            group["lr"] = group["lr"] * share
+
+    def _risen(self) -> float:
+        """Return how far the rates have risen at the next step; ends a warm-up that is over."""
+        if self.rise is None:
+            return 1.0
+        step = self._step()
+        if step - self.rise.begun >= self.rise.steps:
+            self.rise = None
+            return 1.0
+        return self.rise.share(step)
 
     def _put_back(self, *_: object) -> None:
         """Return their rates to the groups; they are lowered still after a step that raised an error."""

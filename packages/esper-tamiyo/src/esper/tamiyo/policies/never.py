@@ -7,6 +7,7 @@ class Never:
     """Always waits."""
 
     name = "never"
+    grows = False
 
     def attention(self, observation: Observation) -> Attention:  # noqa: ARG002
         """Return that it looks at nothing."""

@@ -34,6 +34,11 @@ class EpochFigures:
     val_accuracy: float | None = None
     train_loss: float | None = None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the losses are numbers that something can be decided by."""
+        return math.isfinite(self.val_loss) and math.isfinite(self.train_loss or 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
@@ -43,7 +48,7 @@ class Observation:
     epochs_left: int | None
     """Epochs still to come; None when the caller's loop did not say."""
     history: Sequence[EpochFigures]
-    """Figures since the host was last restored to an earlier state, oldest first."""
+    """Finite figures since the host was last restored to an earlier state, oldest first."""
     sites: Sequence[Site]
     seeds: Sequence[SeedStatus]
     health: Sequence[HealthSignal]
@@ -170,7 +175,8 @@ class Policy(Protocol):
     """Decides where, when and what to grow. Holds no state: equal observations, equal proposals.
 
     A policy may also have a method `attention(observation)`, asked with an observation without health: what
-    it does not want to know costs nothing. Without it, health is measured at every decision point.
+    it does not want to know costs nothing. Without it, health is measured at every decision point. One with
+    `grows = False` never proposes anything: no kernels are forged for it.
     """
 
     @property
