@@ -23,7 +23,7 @@ from torch.nn import functional
 from training import measure
 
 from esper.contracts import SeedState, SystemStatePacket
-from esper.kasmina import Bed, wrap
+from esper.kasmina import wrap
 from esper.tamiyo import AtRandom, Chance, Tamiyo
 
 ADAPTATIONS = 20
@@ -31,6 +31,7 @@ WARM_UP_STEPS = 1500
 STEPS_PER_DECISION = 50
 MOST_DECISIONS = 400
 DEPTH = 4
+UNDONE = (SeedState.CULLED, SeedState.ROLLED_BACK)
 LEARNING_RATE = 2e-3
 
 
@@ -48,8 +49,8 @@ class Watch:
     undone_exactly: int = 0
     before: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The host's own weights as a block was grafted."""
-    hash_before: str = ""
-    """Of the whole model, at the same moment."""
+    state_before: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """All parameters and buffers of the model, at the same moment."""
 
     def see(self, accuracy: float) -> None:
         self.best = max(self.best, accuracy)
@@ -91,10 +92,10 @@ def run(problem: Problem, seed: int) -> Watch:
                 is_ramping = any(s.state is SeedState.GRAFTING for s in bed.seeds())
                 if is_ramping or number % 10 == 9:
                     watch.see(evaluate())
-            sha256, weights = bed.weights_sha256(), _own_weights(model)
+            state, weights = _state(model), _own_weights(model)
             figures = measure(model, problem, problem.validation)
             packet = tamiyo.end_epoch(val_loss=figures.loss, val_accuracy=figures.accuracy)
-            _note(watch, packet, bed, sha256, weights)
+            _note(watch, packet, state, weights, _state(model))
             watch.see(evaluate())
             if watch.kept + watch.undone >= ADAPTATIONS:
                 break
@@ -102,12 +103,18 @@ def run(problem: Problem, seed: int) -> Watch:
 
 
 def _note(
-    watch: Watch, packet: SystemStatePacket, bed: Bed, sha256: str, weights: dict[str, Tensor]
+    watch: Watch,
+    packet: SystemStatePacket,
+    state: dict[str, Tensor],
+    weights: dict[str, Tensor],
+    after: dict[str, Tensor],
 ) -> None:
-    """Take note of what happened at a decision point; hash and weights are from right before it."""
+    """Take note of what happened at a decision point; state and weights are from right before it."""
     for event in packet.events:
         if event.to_state is SeedState.GRAFTING:
-            watch.hash_before, watch.before = sha256, weights
+            # Where another block was undone at the same point, that was what the graft found.
+            undone = watch.state_before if packet.events[0].to_state in UNDONE else state
+            watch.state_before, watch.before = undone, weights
         elif event.to_state is SeedState.STABILIZATION:
             near = event.site.rpartition(" into ")[2]
             turns = [
@@ -118,10 +125,18 @@ def _note(
             watch.largest_turn = max([watch.largest_turn, *turns])
         elif event.to_state is SeedState.FOSSILIZED:
             watch.kept += 1
-        elif event.to_state in (SeedState.CULLED, SeedState.ROLLED_BACK) and watch.hash_before:
+        elif event.to_state in UNDONE and watch.state_before:
             watch.undone += 1
-            watch.undone_exactly += bed.weights_sha256() == watch.hash_before
-            watch.hash_before = ""
+            watch.undone_exactly += _has(after, watch.state_before)
+
+
+def _has(after: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
+    """Tell whether all of a state is there again, bit for bit; the next block may be there already."""
+    return all(name in after and torch.equal(after[name], old) for name, old in before.items())
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _own_weights(model: nn.Module) -> dict[str, Tensor]:
