@@ -1,6 +1,6 @@
 """Does a run stay calm while it grows again and again? Twenty adaptations in one run, kept or undone.
 
-    uv run python tests/benchmarks/growth/stability.py --seeds 3
+    uv run --group rivals python tests/benchmarks/growth/stability.py --seeds 3 [--warm-up-steps 200] [--never]
 
 After a warm-up of its own, a host is grown at random places at every decision, four blocks deep, and each
 block is judged as ever. Accuracy is measured after every step of a ramp and every tenth step otherwise.
@@ -24,12 +24,15 @@ from training import measure
 
 from esper.contracts import SeedState, SystemStatePacket
 from esper.kasmina import wrap
-from esper.tamiyo import AtRandom, Chance, Tamiyo
+from esper.tamiyo import AtRandom, Chance, Never, Tamiyo
+from esper.tamiyo.warmup import WARM_UP_STEPS
 
 ADAPTATIONS = 20
 WARM_UP_STEPS = 1500
 STEPS_PER_DECISION = 50
 MOST_DECISIONS = 400
+DECISIONS_WITHOUT = 110
+"""Of a run in which nothing grows: about as many as twenty adaptations take."""
 DEPTH = 4
 UNDONE = (SeedState.CULLED, SeedState.ROLLED_BACK)
 LEARNING_RATE = 2e-3
@@ -57,7 +60,7 @@ class Watch:
         self.largest_fall = max(self.largest_fall, 1 - accuracy / self.best)
 
 
-def run(problem: Problem, seed: int) -> Watch:
+def run(problem: Problem, seed: int, *, grows: bool, warm_up_steps: int) -> Watch:
     """Grow until there were enough adaptations."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -65,7 +68,9 @@ def run(problem: Problem, seed: int) -> Watch:
     generator = torch.Generator().manual_seed(seed)
     bed = wrap(model, example=problem.batch(generator)[0][:8], widen=True, depth=DEPTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    policy = Chance(seed=seed, timing=AtRandom(chance=1.0, seed=seed))
+    always = AtRandom(chance=1.0, seed=seed)
+    policy = Chance(seed=seed, timing=always) if grows else Never()
+    decisions = MOST_DECISIONS if grows else DECISIONS_WITHOUT
 
     def evaluate() -> float:
         return measure(model, problem, problem.validation).accuracy or 0.0
@@ -85,8 +90,9 @@ def run(problem: Problem, seed: int) -> Watch:
         optimizer,
         policy=policy,
         evaluate=lambda: measure(model, problem, problem.validation),
+        warm_up_steps=warm_up_steps,
     ) as tamiyo:
-        for _ in track(range(MOST_DECISIONS), description=f"seed {seed}", transient=True):
+        for _ in track(range(decisions), description=f"seed {seed}", transient=True):
             for number in range(STEPS_PER_DECISION):
                 step()
                 is_ramping = any(s.state is SeedState.GRAFTING for s in bed.seeds())
@@ -112,9 +118,7 @@ def _note(
     """Take note of what happened at a decision point; state and weights are from right before it."""
     for event in packet.events:
         if event.to_state is SeedState.GRAFTING:
-            # Where another block was undone at the same point, that was what the graft found.
-            undone = watch.state_before if packet.events[0].to_state in UNDONE else state
-            watch.state_before, watch.before = undone, weights
+            watch.state_before, watch.before = state, weights
         elif event.to_state is SeedState.STABILIZATION:
             near = event.site.rpartition(" into ")[2]
             turns = [
@@ -128,6 +132,7 @@ def _note(
         elif event.to_state in UNDONE and watch.state_before:
             watch.undone += 1
             watch.undone_exactly += _has(after, watch.state_before)
+            state = watch.state_before  # which is what the next graft finds
 
 
 def _has(after: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
@@ -159,6 +164,8 @@ def main() -> None:
     )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["digits", "mlp"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--warm-up-steps", type=int, default=WARM_UP_STEPS)
+    parser.add_argument("--never", action="store_true", help="grow nothing")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     print("| host | seed | kept | undone | exactly | largest fall of accuracy | largest turn |")
@@ -166,7 +173,12 @@ def main() -> None:
     for name in arguments.problems:
         problem = PROBLEMS[name]()
         for seed in range(arguments.seeds):
-            watch = run(problem, seed)
+            watch = run(
+                problem,
+                seed,
+                grows=not arguments.never,
+                warm_up_steps=arguments.warm_up_steps,
+            )
             print(
                 f"| {problem.name} | {seed} | {watch.kept} | {watch.undone} | {watch.undone_exactly} "
                 f"| {watch.largest_fall:.1%} | {watch.largest_turn:.3f} |"
