@@ -24,8 +24,7 @@ from training import measure
 
 from esper.contracts import SeedState, SystemStatePacket
 from esper.kasmina import wrap
-from esper.tamiyo import AtRandom, Chance, Never, Tamiyo
-from esper.tamiyo.warmup import WARM_UP_STEPS
+from esper.tamiyo import AtRandom, Chance, Never, Tamiyo, warmup
 
 ADAPTATIONS = 20
 WARM_UP_STEPS = 1500
@@ -164,7 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["digits", "mlp"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--warm-up-steps", type=int, default=WARM_UP_STEPS)
+    parser.add_argument("--warm-up-steps", type=int, default=warmup.WARM_UP_STEPS)
     parser.add_argument("--never", action="store_true", help="grow nothing")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
