@@ -1,6 +1,6 @@
 """Does a run stay calm while it grows again and again? Twenty adaptations in one run, kept or undone.
 
-    uv run --group rivals python tests/benchmarks/growth/stability.py --seeds 3 [--warm-up-steps 200] [--never]
+    uv run --group rivals python tests/benchmarks/growth/stability.py --seeds 3 [--warm-up-steps N] [--never]
 
 After a warm-up of its own, a host is grown at random places at every decision, four blocks deep, and each
 block is judged as ever. Accuracy is measured after every step of a ramp and every tenth step otherwise.
