@@ -13,7 +13,7 @@ from esper.contracts import Action, ConfigError, SeedState, SystemStatePacket, r
 from esper.kasmina import load, wrap
 from esper.tamiyo import Heuristic, Plateau, RunConfig, Tamiyo, build_host, load_task
 from esper.tamiyo import epochs as trainer
-from esper.tamiyo.checkpoints import newest
+from esper.tamiyo.checkpoints import Checkpoints, Place, newest
 from esper.tamiyo.commands import export
 from esper.tamiyo.diverging import DivergedError
 from esper.tamiyo.explaining import explain
@@ -146,6 +146,21 @@ def test_a_run_that_diverges_again_ends_with_its_last_good_model(
     assert "The run diverged: the loss was not finite in epoch 7" in explain(story)
     # What spoiled it is mended: it goes on from there.
     assert len(resume(folder, Ui(quiet=True)).grown.curve) == EPOCHS
+
+
+def test_a_setback_that_could_not_be_written_is_the_only_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, written = Checkpoints.write, list[Place]()
+
+    def once(self: Checkpoints, controller: Tamiyo, place: Place) -> bool:
+        written.append(place)
+        return len(written) == 1 and write(self, controller, place)
+
+    monkeypatch.setattr(Checkpoints, "write", once)
+    with pytest.raises(DivergedError, match="again after going back once"):
+        run(_config(tmp_path, learning_rate=1e30), Ui())
+    assert capsys.readouterr().out.count("back   the loss was not finite") == 1
 
 
 @pytest.mark.parametrize("policy", ["gap", "never"])

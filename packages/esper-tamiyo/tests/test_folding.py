@@ -44,6 +44,10 @@ def test_digits_in_names_are_no_numbers(reason: str) -> None:
     assert len(told(waits(reason.format(1), reason.format(2)))) == 2
 
 
+def test_a_sign_for_numbers_is_no_number() -> None:
+    assert len(told(waits("wait # 3", "wait 1 3"))) == 2
+
+
 def test_what_was_done_is_told_one_by_one() -> None:
     grow = [
         AdaptationSignal(epoch=epoch, policy="gap", action=Action.GERMINATE, reason="grow")

@@ -8,6 +8,7 @@ import torch
 from esper.tamiyo import build_host, load_task
 from esper.tamiyo.compiling import compiled
 from esper.tamiyo.stopping import StopRequestedError
+from esper.tamiyo.tasks import Split
 from esper.tamiyo.training import measure, train_epoch
 
 
@@ -53,6 +54,25 @@ def test_a_request_to_stop_is_honoured_between_two_steps() -> None:
         train_epoch(
             model, optimizer, task.train, batch_size=64, order_seed=0, stop=lambda: next(answers)
         )
+
+
+def test_a_step_that_the_scaler_skips_is_followed_by_nothing() -> None:
+    task = load_task("digits")
+    model = build_host("mlp", task, seed=0)
+    first = task.train.first(64)
+    large = Split(inputs=1e6 * first.inputs, targets=first.targets)
+    followed: list[int] = []
+    for scale in (2.0**127, 2.0**10):
+        train_epoch(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            large,
+            batch_size=64,
+            order_seed=0,
+            scaler=torch.amp.GradScaler("cpu", init_scale=scale),  # pyright: ignore[reportPrivateImportUsage]
+            after_step=lambda: followed.append(1),
+        )
+        assert len(followed) == (scale == 2.0**10)
 
 
 def test_compiling_is_silent_about_a_cuda_toolkit_without_a_gpu(

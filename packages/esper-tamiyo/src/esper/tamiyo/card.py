@@ -5,6 +5,7 @@ from typing import Any
 
 from esper.contracts.words import plural
 from esper.tamiyo.config import RunConfig
+from esper.tamiyo.diverging import Setback
 from esper.tamiyo.snippet import snippet
 from esper.tamiyo.tasks.facts import ENCODING_FILE, TaskFacts
 
@@ -29,8 +30,7 @@ def model_card(
     lines = [
         f"# {config.host} for {facts.name}",
         "",
-        f"A model that grew while it learned, from {summary['parameters_before']:,} to "
-        f"{plural(grown['parameters'], 'parameter')} (Esper, run {summary['run_id']}).",
+        _what(summary),
         "",
         "## Use",
         "",
@@ -75,6 +75,16 @@ def model_card(
     return "\n".join(lines)
 
 
+def _what(summary: Mapping[str, Any]) -> str:
+    before, now = summary["parameters_before"], summary["grown"]["parameters"]
+    run = f"(Esper, run {summary['run_id']})"
+    if before == now:
+        return f"A model of {plural(now, 'parameter')}, which did not grow {run}."
+    return (
+        f"A model that grew while it learned, from {before:,} to {plural(now, 'parameter')} {run}."
+    )
+
+
 def _answers(facts: TaskFacts) -> str:
     return {
         "classification": f"answers are {plural(facts.num_classes, 'logit')}, one per class.",
@@ -102,6 +112,9 @@ def _encoded(encoding: Mapping[str, Any] | None, known: Mapping[str, Any] | None
 
 
 def _trained(summary: Mapping[str, Any]) -> str:
+    setbacks = [Setback.model_validate(each) for each in summary.get("setbacks", ())]
+    if any(each.is_end for each in setbacks):
+        return f"Trained until {setbacks[-1].told}; it was"
     if summary["interrupted"]:
         return f"Trained until it was stopped, before the end of its {plural(summary['epochs'], 'epoch')},"
     return f"Trained for {plural(summary['epochs'], 'epoch')}"

@@ -7,7 +7,7 @@ which takes seconds. A test holds them against their owners.
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from esper.tamiyo.config import TRACKERS
+from esper.tamiyo.config import SCRIPTED, TRACKERS
 
 TASKS = (
     *("digits", "mnist1d", "text", "table", "images"),
@@ -16,7 +16,7 @@ TASKS = (
 HOSTS = ("mlp", "cnn", "resnet", "transformer")
 COLLECTIONS = ("torchvision:", "timm:")
 POLICIES = ("gap", "heuristic", "random", "never")
-SCRIPTED = "scripted:"
+
 
 RUNS = Path("runs")
 """Where run folders are made by default."""

@@ -28,6 +28,10 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Other customary names; what is written has the full ones."""
 
 
+SCRIPTED = "scripted:"
+"""Begins the name of a policy that replays the run folder behind it."""
+
+
 class RunConfig(BaseModel):
     """Everything that decides a run; equal configurations give equal weights on one machine."""
 
@@ -145,6 +149,8 @@ class RunConfig(BaseModel):
         data: dict[str, Any] = self.model_dump(mode="json")
         data["data"] = None if self.data is None else str(self.data.absolute())
         data["blueprints"] = [str(path.absolute()) for path in self.blueprints]
+        if self.policy.startswith(SCRIPTED):
+            data["policy"] = SCRIPTED + str(Path(self.policy.removeprefix(SCRIPTED)).absolute())
         for key in ("bus", "library", "artifacts"):
             if data[key] is not None:
                 data[key] = without_password(data[key])

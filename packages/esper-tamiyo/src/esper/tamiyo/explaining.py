@@ -96,7 +96,15 @@ def headline(story: Story) -> str:
         return "The grown model's loss is not finite on the held-out data: it has learned nothing of use."
     twin = story.twin.held_out if story.twin is not None else None
     no_twin = " Its twin's loss is not finite." if story.twin is not None and twin is None else ""
-    return _compared(grown, twin) + no_twin
+    return _compared(grown, twin) + no_twin + _slowed(story)
+
+
+def _slowed(story: Story) -> str:
+    """Say where the comparison is not between equals."""
+    if story.twin is None or not story.setbacks:
+        return ""
+    share = story.setbacks[-1].rate_share
+    return f" After a setback the grown model trained on at {share:g} of the learning rate, its twin did not."
 
 
 def _compared(grown: Figures, twin: Figures | None) -> str:

@@ -64,7 +64,7 @@ def fold(decisions: Sequence[AdaptationSignal]) -> list[Told]:
 def _kind(decision: AdaptationSignal) -> object:
     """Return what decisions in a row have in common that are told as one."""
     is_wait = decision.action is Action.WAIT
-    return _NUMBER.sub("#", decision.reason) if is_wait else (decision.decision_id,)
+    return _NUMBER.sub("\0", decision.reason) if is_wait else (decision.decision_id,)
 
 
 def _end_of_alternation(runs: Sequence[Sequence[AdaptationSignal]], begin: int) -> int:

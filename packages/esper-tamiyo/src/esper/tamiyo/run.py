@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from rich.markup import escape
+from torch import nn
 
 from esper.contracts import (
     ArtifactIntegrityError,
@@ -129,7 +130,7 @@ def _run(
         try:
             record = _train(config, folder, ui, stop, slot=slot, place=place, setback=setback)
         except LossNotFiniteError as found:
-            slot, place, setback = _go_back(folder, found.packet)
+            slot, place, setback = _go_back(folder, found.packet, setback)
             if not setback.is_end:
                 ui.say(f"[yellow]back[/]   {escape(setback.told)}")
             continue
@@ -138,17 +139,24 @@ def _run(
         return record
 
 
-def _go_back(folder: RunFolder, packet: SystemStatePacket) -> tuple[Path, Place, Setback]:
-    """Return the state to go back to; the record of what is abandoned stays beside the run's."""
+def _go_back(
+    folder: RunFolder, packet: SystemStatePacket, last: Setback | None
+) -> tuple[Path, Place, Setback]:
+    """Return the state to go back to; the record of what is abandoned stays beside the run's.
+
+    `last` is the setback before this one, which a full disk may have kept out of the checkpoints.
+    """
     try:
         slot, place, _ = checkpoints.newest(folder.path)
     except (NotFoundError, ArtifactIntegrityError) as error:
         raise DivergedError(
             f"the loss was not finite in epoch {packet.epoch + 1}, with nothing to go back to: {error}"
         ) from error
-    number = len(place.setbacks) + 1
+    earlier = max(len(place.setbacks), 0 if last is None else 1)
     with suppress(OSError):
-        shutil.copyfile(folder.path / LOG, folder.path / f"events-before-setback-{number}.jsonl")
+        shutil.copyfile(
+            folder.path / LOG, folder.path / f"events-before-setback-{earlier + 1}.jsonl"
+        )
     return (
         slot,
         place,
@@ -158,7 +166,7 @@ def _go_back(folder: RunFolder, packet: SystemStatePacket) -> tuple[Path, Place,
             val_loss=packet.val_loss,
             back_to=place.epoch,
             batches=place.batches,
-            rate_share=None if place.setbacks else RATE_SHARE,
+            rate_share=None if earlier else RATE_SHARE,
         ),
     )
 
@@ -179,9 +187,9 @@ def _train(
     readers = Readers(config.workers, pin=means.device.type == "cuda")
     task = load_task(config.task, Source(path=config.data, target=config.target)).read_by(readers)
     host = build_host(config.host, task, seed=config.seed, width=config.width)
-    for note in task.notes:
+    for note in task.notes if setback is None else ():
         ui.say(f"[dim]data[/]   {escape(note)}")
-    if config.workers and readers.are_idle:
+    if config.workers and readers.are_idle and setback is None:
         ui.say(
             f"[yellow]note[/]   --workers {config.workers} brings nothing: the data of task "
             f"{escape(repr(task.name))} is in memory, where nothing is faster"
@@ -373,7 +381,7 @@ def grow(
                 if saver.is_due() or len(record.grown.curve) == record.config.epochs:
                     save()
         stop.hold()
-        if record.interrupted and math.isfinite(progress.loss_sum):
+        if record.interrupted and math.isfinite(progress.loss_sum) and _is_finite(learner.model):
             save()
     record.interrupted = record.interrupted or is_over
     record.grown.parameters = bed.num_parameters()
@@ -382,6 +390,10 @@ def grow(
     record.field_reports = controller.field_reports
     record.blueprint_names = {k.kernel_id: k.blueprint_name for k in controller.kernels}
     record.weights_sha256 = bed.weights_sha256()
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(each).all()) for each in model.parameters())
 
 
 def train_twin(task: Task, record: RunRecord, means: Means, watch: Watch) -> None:

@@ -135,6 +135,10 @@ def read_story(folder: Path) -> Story:
 
     """
     if not folder.is_dir():
+        if folder.with_name(f".{folder.name}.partial").is_dir():
+            raise NotFoundError(
+                f"the run {folder} has not come to its end; tamiyo resume {folder} goes on with it"
+            )
         raise NotFoundError(f"there is no run folder {folder}; give one, for example runs/ID")
     summary = _read_json(folder, "summary.json")
     lineage = _read_json(folder, "lineage.json")

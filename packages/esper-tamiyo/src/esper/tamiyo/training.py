@@ -139,9 +139,10 @@ def train_epoch(
         share = min(means.accumulate, len(sizes) - (number - done))
         _backward(loss if share == 1 else loss / share, scaler)
         if is_last:
-            _step(optimizer, scaler)
+            was_taken = _step(optimizer, scaler)
             optimizer.zero_grad(set_to_none=True)
-            after_step()
+            if was_taken:
+                after_step()
     progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
     progress.batches = len(sizes)
     return progress.loss_sum / len(data)
@@ -160,12 +161,15 @@ def _backward(loss: Tensor, scaler: Any | None) -> None:
     scaled.backward()
 
 
-def _step(optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
+def _step(optimizer: torch.optim.Optimizer, scaler: Any | None) -> bool:
+    """Take a step, and tell whether it was taken: a scaler skips one whose gradients are not finite."""
     if scaler is None:
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-    else:
-        scaler.step(optimizer)
-        scaler.update()
+        return True
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= before
 
 
 def measure(

@@ -196,7 +196,7 @@ def _read_parquet(path: Path) -> Cells:
     return Cells(
         path=path,
         columns={
-            name: ["" if value is None else str(value) for value in values]
+            name: ["" if value is None else str(value).strip() for value in values]
             for name, values in columns.items()
         },
         lines=None,

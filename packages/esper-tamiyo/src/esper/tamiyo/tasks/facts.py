@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator
 
 from esper.contracts import ConfigError, Contract
+from esper.tamiyo.folder import write_whole
 from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.split import Split
 from esper.tamiyo.tasks.task import Task
@@ -89,7 +90,7 @@ def facts_of(task: Task) -> TaskFacts:
 def write_facts(folder: Path, task: Task) -> None:
     """Write `task.json`, and `encoding.json` if the task says how its inputs are made."""
     facts = facts_of(task).model_dump_json(indent=2)
-    (folder / FACTS_FILE).write_text(facts + "\n", encoding="utf-8")
+    write_whole(folder / FACTS_FILE, facts + "\n")
     if task.encoding is not None:
         write_encoding(folder, task.encoding)
 
@@ -97,7 +98,7 @@ def write_facts(folder: Path, task: Task) -> None:
 def write_encoding(folder: Path, encoding: dict[str, Any]) -> None:
     """Write `encoding.json`."""
     text = json.dumps(encoding, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / ENCODING_FILE).write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / ENCODING_FILE, text + "\n")
 
 
 def read_facts(folder: Path) -> tuple[TaskFacts, dict[str, Any] | None] | None:

@@ -47,6 +47,11 @@ def images(source: Source) -> Task:
             f"{folder} has {plural(len(classes), 'folder')} with images in them; expected "
             f"at least two: {_CONTENTS}"
         )
+    for name in classes:
+        if not name.isprintable():
+            raise ConfigError(
+                f"{folder} has a class {name!r}, whose name is no readable text; give its folder another one"
+            )
     found = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
     if len(found) < _MIN_IMAGES:
         raise ConfigError(

@@ -201,7 +201,7 @@ def _check_encoding(name: str, task: Task) -> None:
             f"task {name!r}: encoding is {type_of(encoding)}; expected a dict or None"
         )
     try:
-        json.dumps(encoding, allow_nan=False)
+        json.dumps(encoding, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"task {name!r}: encoding cannot be written as JSON ({error}); expected plain data"
