@@ -16,7 +16,7 @@ from esper.tamiyo import epochs as trainer
 from esper.tamiyo.checkpoints import Checkpoints, Place, newest
 from esper.tamiyo.commands import export
 from esper.tamiyo.diverging import DivergedError
-from esper.tamiyo.explaining import explain
+from esper.tamiyo.explaining import explain, headline
 from esper.tamiyo.folder import RunFolder
 from esper.tamiyo.moves import NO_DECISION
 from esper.tamiyo.run import resume, run
@@ -146,6 +146,22 @@ def test_a_run_that_diverges_again_ends_with_its_last_good_model(
     assert "The run diverged: the loss was not finite in epoch 7" in explain(story)
     # What spoiled it is mended: it goes on from there.
     assert len(resume(folder, Ui(quiet=True)).grown.curve) == EPOCHS
+
+
+def test_a_comparison_with_a_twin_that_was_not_slowed_down_is_said_to_be_one(
+    spoil: Spoil, tmp_path: Path
+) -> None:
+    spoil(BAD)
+    run(_config(tmp_path, twin=True), Ui(quiet=True))
+    folder = _folder(tmp_path)
+    said = (
+        "After a setback the grown model trained on at 0.5 of the learning rate, its twin did not."
+    )
+    assert said in headline(read_story(folder))
+    export(folder, tmp_path / "home")
+    card = (tmp_path / "home" / "README.md").read_text()
+    assert "which did not grow" in card
+    assert f"On the way the loss was not finite in epoch {BAD + 1}" in card
 
 
 def test_a_setback_that_could_not_be_written_is_the_only_one_all_the_same(

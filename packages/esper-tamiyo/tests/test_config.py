@@ -33,6 +33,11 @@ def test_files_are_written_with_their_whole_path(
     }
 
 
+def test_a_run_to_replay_is_written_with_its_full_path() -> None:
+    written = RunConfig(policy="scripted:runs/one").public()["policy"]
+    assert written == f"scripted:{Path('runs/one').absolute()}"
+
+
 def test_passwords_are_not_written() -> None:
     config = RunConfig(
         bus="redis://:hunter2@localhost:6379/0",

@@ -1,6 +1,7 @@
 """Tasks from the user's own files: what is read, what is made of it, and what is said of bad files."""
 
 import gzip
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,13 @@ def test_images_have_the_channels_of_their_mode(tmp_path: Path, mode: str, chann
     assert task.image_shape == (channels, 8, 8)
     assert task.num_classes == 2
     assert len(task.train) + len(task.validation) + len(task.test) == 20
+
+
+def test_a_class_whose_name_is_no_utf8_is_explained(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "dog").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(ConfigError, match="whose name is no UTF-8; give its folder another one"):
+        load_task("images", Source(path=tmp_path))
 
 
 def test_images_of_two_sizes_or_none_are_explained(tmp_path: Path) -> None:

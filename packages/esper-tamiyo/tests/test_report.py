@@ -154,6 +154,14 @@ def test_a_folder_that_is_not_there_is_explained(tmp_path: Path) -> None:
         read_story(tmp_path / "nowhere")
 
 
+def test_a_run_that_was_killed_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / ".one.partial").mkdir()
+    with pytest.raises(
+        NotFoundError, match=r"has not come to its end; tamiyo resume .*/one goes on"
+    ):
+        read_story(tmp_path / "one")
+
+
 def test_layers_are_coloured_by_gain_where_some_can_become_wider(tmp_path: Path) -> None:
     story = read_story(write_run(tmp_path, record()))
     assert promised(story) == ({"1": 1.0}, "gain")

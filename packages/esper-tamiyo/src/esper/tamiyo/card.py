@@ -113,11 +113,13 @@ def _encoded(encoding: Mapping[str, Any] | None, known: Mapping[str, Any] | None
 
 def _trained(summary: Mapping[str, Any]) -> str:
     setbacks = [Setback.model_validate(each) for each in summary.get("setbacks", ())]
+    told = "".join(f"On the way {each.told}. " for each in setbacks)
+    epochs = plural(summary["epochs"], "epoch")
     if any(each.is_end for each in setbacks):
-        return f"Trained until {setbacks[-1].told}; it was"
+        return f"{told}Trained, before it diverged,"
     if summary["interrupted"]:
-        return f"Trained until it was stopped, before the end of its {plural(summary['epochs'], 'epoch')},"
-    return f"Trained for {plural(summary['epochs'], 'epoch')}"
+        return f"{told}Trained until it was stopped, before the end of its {epochs},"
+    return f"{told}Trained for {epochs}"
 
 
 def _growth(summary: Mapping[str, Any], undecided: Sequence[str]) -> list[str]:

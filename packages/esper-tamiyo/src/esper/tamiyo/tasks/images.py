@@ -48,10 +48,12 @@ def images(source: Source) -> Task:
             f"at least two: {_CONTENTS}"
         )
     for name in classes:
-        if not name.isprintable():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
             raise ConfigError(
-                f"{folder} has a class {name!r}, whose name is no readable text; give its folder another one"
-            )
+                f"{folder} has a class {name!r}, whose name is no UTF-8; give its folder another one"
+            ) from None
     found = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
     if len(found) < _MIN_IMAGES:
         raise ConfigError(
