@@ -13,6 +13,7 @@ the minimal loop. Takes about five minutes.
 # torch leaves parts of its types open:
 # pyright: reportUnknownMemberType=false
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -241,6 +242,9 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["--peak"]:
         _peak(*arguments[1:])
         return
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     sys.path.insert(0, str(Path(__file__).parent))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import safetensors.torch
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from esper.kasmina import (
     pack_kernel,
 )
 from esper.kasmina.library import ROWS
+from esper.kasmina.statetree import pack
 
 S = SeedState
 
@@ -52,6 +54,12 @@ PATHS = {path[-1]: path for path in (TO_GRAFTING, TO_STABILIZATION, TO_EVALUATIN
 QUICK = StageLengths(
     training_steps=2, ramp_steps=3, settle_steps=2, fine_tuning_steps=2, embargo_epochs=1
 )
+
+
+def packed(state: object) -> tuple[bytes, bytes]:
+    """Return the bytes of the two files that hold some state."""
+    document, tensors = pack(state)
+    return document, safetensors.torch.save(tensors)
 
 
 @dataclass(kw_only=True)

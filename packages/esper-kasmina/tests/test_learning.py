@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from kasmina_factory import blueprint, explode
+from kasmina_factory import blueprint, explode, packed
 from torch import Tensor, nn
 
 from esper.contracts import BlueprintIR, KernelSignature, OperatorNode, SiteKind
 from esper.kasmina import Block, build_block, builtin_blueprints, initialise_block
 from esper.kasmina.learning import MAX_CALLS, MAX_ROWS, Learner, rms, select
-from esper.kasmina.statetree import pack, unpack
+from esper.kasmina.statetree import unpack
 
 SHAPES = {
     SiteKind.FEATURES: (64, 8),
@@ -153,7 +153,7 @@ def test_a_learner_goes_on_from_its_packed_state_bit_for_bit(dtype: str) -> None
     teach(first, task, 4)
     h = task.features(4)
     first.observe(h, task.gradient(h))  # killed between backward and step
-    state = unpack(*pack(first.state_dict()))
+    state = unpack(*packed(first.state_dict()))
     second = Learner(block, seed=5)
     second.load_state_dict(state)
     second.step()

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kasmina_factory import batch_for, cnn, mlp
+from kasmina_factory import batch_for, cnn, mlp, packed
 from kasmina_worlds import OPTIMIZERS, SCHEDULERS, bits, live, seen
 from torch import nn, optim
 from torch.optim import lr_scheduler as schedules
 
 from esper.contracts import HostError
-from esper.kasmina.statetree import pack, unpack
+from esper.kasmina.statetree import unpack
 from esper.kasmina.undo import Snapshot, World
 
 
@@ -344,7 +344,7 @@ def test_every_state_can_be_written_and_goes_into_a_fresh_world(optimizer: str) 
 
     old = world_of(0)
     live(old, 3)
-    snapshot = Snapshot(state=unpack(*pack(Snapshot.take(old).state)))
+    snapshot = Snapshot(state=unpack(*packed(Snapshot.take(old).state)))
     first = live(old, 3, first=3)
     for groups in (0, 4):
         fresh = world_of(groups)
@@ -365,7 +365,7 @@ def test_every_scheduler_goes_into_a_fresh_world(scheduler: str) -> None:
 
     old = world_of()
     live(old, 3)
-    snapshot = Snapshot(state=unpack(*pack(Snapshot.take(old).state)))
+    snapshot = Snapshot(state=unpack(*packed(Snapshot.take(old).state)))
     first = live(old, 6, first=3)
     fresh = world_of()
     snapshot.restore(fresh)

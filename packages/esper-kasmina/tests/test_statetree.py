@@ -15,10 +15,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kasmina_factory import packed
 from torch import nn
 
 from esper.contracts import ArtifactIntegrityError, HostError
-from esper.kasmina.statetree import MAX_DEPTH, decode, encode, pack, unpack
+from esper.kasmina.statetree import MAX_DEPTH, decode, encode, unpack
 
 DTYPES = [
     torch.float64,
@@ -109,23 +110,23 @@ STATES = st.recursive(
 
 @given(STATES)
 def test_any_state_comes_back_as_it_was(state: Any) -> None:
-    assert exactly(unpack(*pack(state))) == exactly(state)
+    assert exactly(unpack(*packed(state))) == exactly(state)
 
 
 @given(STATES)
 def test_equal_states_give_equal_bytes(state: Any) -> None:
-    once = pack(state)
-    assert pack(state) == once
-    assert pack(unpack(*once)) == once
+    once = packed(state)
+    assert packed(state) == once
+    assert packed(unpack(*once)) == once
 
 
 def test_every_float_keeps_its_bits() -> None:
     special = [math.inf, -math.inf, -0.0, 5e-324, struct.unpack(">d", b"\xff\xf8" + b"\1" * 6)[0]]
-    assert exactly(unpack(*pack(special))) == exactly(special)
+    assert exactly(unpack(*packed(special))) == exactly(special)
 
 
 def test_an_integer_of_ten_thousand_digits_comes_back() -> None:
-    assert unpack(*pack(-(7**12_000))) == -(7**12_000)
+    assert unpack(*packed(-(7**12_000))) == -(7**12_000)
 
 
 def test_the_state_of_the_random_streams_comes_back() -> None:
@@ -134,33 +135,33 @@ def test_the_state_of_the_random_streams_comes_back() -> None:
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }
-    assert exactly(unpack(*pack(state))) == exactly(state)
+    assert exactly(unpack(*packed(state))) == exactly(state)
 
 
 def test_the_order_of_memory_survives() -> None:
     image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    back = unpack(*pack(image))
+    back = unpack(*packed(image))
     assert back.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(back, image)
 
 
 def test_tensors_that_share_memory_come_back_equal() -> None:
     whole = torch.arange(6.0)
-    back = unpack(*pack([whole, whole, whole[2:], whole.expand(2, 6), torch.zeros(())]))
+    back = unpack(*packed([whole, whole, whole[2:], whole.expand(2, 6), torch.zeros(())]))
     assert [part.tolist() for part in back[:3]] == [whole.tolist()] * 2 + [[2.0, 3.0, 4.0, 5.0]]
     assert torch.equal(back[3], whole.expand(2, 6))
 
 
 def test_tensors_come_back_without_their_history() -> None:
     weight = torch.ones(2, requires_grad=True)
-    back = unpack(*pack([weight * 2]))[0]
+    back = unpack(*packed([weight * 2]))[0]
     assert not back.requires_grad
     assert back.tolist() == [2.0, 2.0]
 
 
 def test_a_conjugated_view_comes_back_with_its_values() -> None:
     value = torch.tensor([1 + 2j]).conj()
-    assert unpack(*pack(value)).tolist() == [1 - 2j]
+    assert unpack(*packed(value)).tolist() == [1 - 2j]
 
 
 class Odd:
@@ -220,7 +221,7 @@ def test_a_document_that_encode_did_not_make_is_damaged(document: Any) -> None:
 
 
 def test_bytes_that_pack_did_not_make_are_damaged() -> None:
-    text, data = pack({"a": torch.ones(2)})
+    text, data = packed({"a": torch.ones(2)})
     deep = b"[" * 100_000
     for document, named in [(text[:-1], data), (text, data[:-1]), (deep, data), (b"\xff", data)]:
         with pytest.raises(ArtifactIntegrityError, match="the state is damaged"):
@@ -228,7 +229,7 @@ def test_bytes_that_pack_did_not_make_are_damaged() -> None:
 
 
 def test_the_document_is_plain_json() -> None:
-    text, _ = pack({"lr": 0.1, "betas": (0.9, math.inf), "step": torch.tensor(3.0)})
+    text, _ = packed({"lr": 0.1, "betas": (0.9, math.inf), "step": torch.tensor(3.0)})
     assert json.loads(text) == {
         "map": {
             "lr": 0.1,

@@ -25,7 +25,7 @@ from esper.contracts import (
     Site,
     get_logger,
 )
-from esper.kasmina import checkpoint, saving
+from esper.kasmina import checkpoint, modulestate, saving
 from esper.kasmina.admission import Admission
 from esper.kasmina.attachment import Attachment
 from esper.kasmina.compiled import forget_graphs
@@ -327,9 +327,11 @@ class Bed:
             OSError: if the folder cannot be written.
 
         """
+        with modulestate.lending():  # a copy of everything would double the memory for a moment
+            mark = self.mark()
         checkpoint.write(
             Path(folder),
-            self.mark(),
+            mark,
             model_files=saving.render(self._model, self.sites, self._seeds.values()),
             stages=next((seed.stages for seed in self._seeds.values()), StageLengths()),
             executed=self._executed,

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import safetensors.torch
 import torch
@@ -40,6 +40,7 @@ from esper.contracts import (
 )
 from esper.kasmina import files, statetree
 from esper.kasmina.admission import Admission
+from esper.kasmina.files import Content
 from esper.kasmina.graft import Graft
 from esper.kasmina.kernels import Block, build_block
 from esper.kasmina.marks import HAS_BLOCK, Mark, SeedId
@@ -140,7 +141,7 @@ def write(
     folder: Path,
     mark: Mark,
     *,
-    model_files: Mapping[str, bytes],
+    model_files: Mapping[str, Content],
     stages: StageLengths,
     executed: Collection[str],
     kernels: Collection[tuple[CompiledKernelArtifact, bytes]],
@@ -157,32 +158,34 @@ def write(
     """
     if (folder / LINEAGE_FILE).exists():
         raise ConfigError(f"{folder} holds a saved model; choose another folder for the checkpoint")
-    run = _run_of(mark, model_files[MODEL_FILE]) | {
+    model = cast("dict[str, Tensor]", model_files[MODEL_FILE])
+    run = _run_of(mark, model) | {
         "executed": sorted(executed),
         "kernels": [record.model_dump_json() for record, _ in kernels],
     }
     document, tensors = statetree.pack(run, name="run")
-    contents = dict(model_files) | {RUN_FILE: document, RUN_TENSORS_FILE: tensors}
+    contents: dict[str, Content] = dict(model_files)
+    contents |= {RUN_FILE: document, RUN_TENSORS_FILE: tensors}
     if odd := [n for n in beside if n in contents or not re.fullmatch(r"[a-z]+\.json", n)]:
         raise ConfigError(f"{odd} cannot stand beside a checkpoint; name them like mine.json")
     contents |= beside
     contents |= {_kernel_file(record.kernel_id): blob for record, blob in kernels}
     name = f"step-{mark.step:09d}-{uuid.uuid4().hex[:8]}"
-    draft = Manifest(
-        step=mark.step,
-        folder=name,
-        files={file: sha256_hex(data) for file, data in sorted(contents.items())},
-        stages=stages,
-        content_sha256=UNSEALED,
-    )
-    manifest = seal(draft)
     folder.mkdir(parents=True, exist_ok=True)
     with files.only_writer(folder):
         moment = folder / name
         moment.mkdir()
         try:
-            for file, data in contents.items():
-                files.write_atomically(moment / file, data)
+            for file, content in contents.items():
+                files.write_atomically(moment / file, content)
+            draft = Manifest(
+                step=mark.step,
+                folder=name,
+                files={file: files.sha256_of(moment / file) for file in sorted(contents)},
+                stages=stages,
+                content_sha256=UNSEALED,
+            )
+            manifest = seal(draft)
         except BaseException:
             shutil.rmtree(moment, ignore_errors=True)
             raise
@@ -270,15 +273,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _run_of(mark: Mark, model_file: bytes) -> State:
+def _run_of(mark: Mark, model: Mapping[str, Tensor]) -> State:
     """Return what `mark` holds and the model's own file does not, as plain data."""
     now = dict(mark.snapshot.state)
     for part in (now, *([] if mark.pending is None else [mark.pending.state])):
         _check_scaler(part)
-    saved = safetensors.torch.load(model_file)
     host = dict(now["host"])
     host["parameters"] = {
-        name: state | {"value": None} if _is_same(state["value"], saved.get(name)) else state
+        name: state | {"value": None} if _is_same(state["value"], model.get(name)) else state
         for name, state in host["parameters"].items()
     }
     return {

@@ -27,7 +27,7 @@ from esper.kasmina.exported import (
     ExportManifest,
     file_record,
 )
-from esper.kasmina.files import sync_folder
+from esper.kasmina.files import sync
 from esper.kasmina.onnx_file import check_onnx_packages, write_onnx
 from esper.kasmina.probe import Example
 from esper.kasmina.saving import MANIFEST_FILE as CHECKPOINT_FILE
@@ -143,7 +143,7 @@ def _publish(draft: Path, folder: Path) -> None:
             os.fsync(file.fileno())
     if not folder.exists():
         draft.rename(folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
         return
     new = {path.name for path in draft.iterdir()} - {MANIFEST_FILE}
     for name in sorted(new):
@@ -151,4 +151,4 @@ def _publish(draft: Path, folder: Path) -> None:
     for name in OPTIONAL_FILES - new:
         (folder / name).unlink(missing_ok=True)
     (draft / MANIFEST_FILE).replace(folder / MANIFEST_FILE)
-    sync_folder(folder)
+    sync(folder)

@@ -1,35 +1,44 @@
-"""Bytes on disk: whole or not at all, and errors that name the file."""
+"""Files on disk: whole or not at all, and errors that name the file."""
 
 import fcntl
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
 from esper.contracts import ArtifactIntegrityError, HostError, NotFoundError
 
+type Content = bytes | dict[str, Tensor]
+"""Of a file: its bytes, or the tensors of a safetensors file, which are written from where they lie. They are
+contiguous, on the CPU, and share no memory."""
 
-def write_atomically(path: Path, data: bytes) -> None:
+
+def write_atomically(path: Path, content: Content) -> None:
     """Write all of it or nothing: readers see the old file or the new one, after a power cut too."""
-    write_together(path.parent, {path.name: data})
+    write_together(path.parent, {path.name: content})
 
 
-def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_together(folder: Path, contents: Mapping[str, Content]) -> None:
     """Write several files, each whole or not at all; none is replaced before all of them are on disk."""
     temporaries: dict[str, Path] = {}
     try:
-        for name, data in contents.items():
+        for name, content in contents.items():
             handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            os.close(handle)
             temporaries[name] = Path(temporary)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(temporaries[name], content)
+            sync(temporaries[name])
             temporaries[name].chmod(0o644)
         for name, temporary_path in temporaries.items():
             temporary_path.replace(folder / name)
-        sync_folder(folder)
+        sync(folder)
     finally:
         for temporary_path in temporaries.values():
             temporary_path.unlink(missing_ok=True)
@@ -55,13 +64,19 @@ def only_writer(folder: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the folder's own entries on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file, or a folder's own entries, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path, *, advice: str) -> bytes:
@@ -78,3 +93,16 @@ def read(path: Path, *, advice: str) -> bytes:
         raise NotFoundError(f"{path} does not exist; {advice}") from None
     except IsADirectoryError:
         raise ArtifactIntegrityError(f"{path} is a folder, not a file; {advice}") from None
+
+
+def _write(path: Path, content: Content) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return
+    try:
+        safetensors.torch.save_file(content, path)  # pyright: ignore[reportUnknownMemberType]
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

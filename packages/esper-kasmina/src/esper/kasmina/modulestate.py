@@ -5,7 +5,9 @@ stay the same objects, so that optimizers, captured graphs and users keep what t
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -51,6 +53,19 @@ class Identity:
                 del attributes[name]
 
 
+_is_lent: ContextVar[bool] = ContextVar("is_lent", default=False)
+
+
+@contextmanager
+def lending() -> Generator[None]:
+    """Have states hold the live tensors instead of copies, for who writes them before anything changes."""
+    token = _is_lent.set(True)
+    try:
+        yield
+    finally:
+        _is_lent.reset(token)
+
+
 def capture(module: nn.Module) -> State:
     """Copy values, gradients, buffers, flags and counters of `module`; changes nothing.
 
@@ -67,8 +82,8 @@ def capture_parameter(parameter: nn.Parameter) -> State:
     """Copy value, gradient and whether it is trained."""
     gradient = parameter.grad
     return {
-        "value": parameter.detach().clone(),
-        "gradient": None if gradient is None else gradient.detach().clone(),
+        "value": copied(parameter),
+        "gradient": copied(gradient),
         "is_trained": parameter.requires_grad,
     }
 
@@ -123,7 +138,7 @@ def apply_parameter(parameter: nn.Parameter, state: State) -> None:
 def copied(value: Any) -> Any:
     """Copy nested state; tensors keep type, device and bits, without gradient history."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach() if _is_lent.get() else value.detach().clone()
     if type(value) is dict:
         return {key: copied(part) for key, part in cast("dict[Any, Any]", value).items()}
     if type(value) in (list, tuple):

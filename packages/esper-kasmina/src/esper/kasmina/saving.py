@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from esper.contracts import (
     canonical_json,
 )
 from esper.contracts.words import type_of
-from esper.kasmina.files import write_together
+from esper.kasmina.files import Content, write_together
 from esper.kasmina.sealed import UNSEALED, read_sealed, seal, text_of
 from esper.kasmina.seed import GRAFTED, Seed
 
@@ -115,8 +114,8 @@ def write(folder: Path, model: nn.Module, sites: Sequence[Site], seeds: Collecti
     write_together(folder, render(model, sites, seeds))
 
 
-def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> dict[str, bytes]:
-    """Return the bytes of each file that `write` writes, by name.
+def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> dict[str, Content]:
+    """Return the content of each file that `write` writes, by name; on a CPU that of the live tensors.
 
     Raises:
         HostError: if the host's state holds something other than tensors, or the bed was unwrapped.
@@ -124,9 +123,7 @@ def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> 
     """
     if not sites:
         raise HostError("this bed was unwrapped; wrap() the host again before it is saved")
-    # Clones, because safetensors refuses tensors that share memory, as tied weights do. The fresh
-    # host ties its own again.
-    state = {name: value.cpu().clone().contiguous() for name, value in state_of(model).items()}
+    state = _apart(state_of(model))
     draft = Lineage(
         sites=tuple(sites),
         grafts=tuple(_record(seed) for seed in in_order(seeds)),
@@ -134,9 +131,25 @@ def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> 
         content_sha256=UNSEALED,
     )
     return {
-        MODEL_FILE: safetensors.torch.save(state),
+        MODEL_FILE: state,
         LINEAGE_FILE: text_of(seal(draft)).encode(),
     }
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return it as a file can hold it: safetensors refuses tensors that share memory, as tied weights do.
+
+    The fresh host ties its own again.
+    """
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in state.items():
+        here = value.cpu().contiguous()
+        storage = here.untyped_storage()
+        is_own = storage.nbytes() == here.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        apart[name] = here if is_own else here.clone()
+    return apart
 
 
 def in_order(seeds: Collection[Seed]) -> list[Seed]:

@@ -91,8 +91,10 @@ def decode(document: Json, tensors: Mapping[str, Tensor]) -> Any:
         raise ArtifactIntegrityError(f"the state is damaged: {error!r}") from error
 
 
-def pack(value: object, *, name: str = "state") -> tuple[bytes, bytes]:
-    """Return `encode(value)` as the bytes of a JSON file and of a safetensors file.
+def pack(value: object, *, name: str = "state") -> tuple[bytes, dict[str, Tensor]]:
+    """Return `encode(value)` as the bytes of a JSON file, and the tensors of a safetensors file.
+
+    The tensors may be those of `value`: write them before anything changes.
 
     Raises:
         HostError: as `encode`.
@@ -100,14 +102,14 @@ def pack(value: object, *, name: str = "state") -> tuple[bytes, bytes]:
     """
     encoded = encode(value, name=name)
     text = json.dumps(encoded.document, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii"), safetensors.torch.save(encoded.tensors)
+    return text.encode("ascii"), encoded.tensors
 
 
 def unpack(document: bytes, tensors: bytes) -> Any:
-    """Return the state that `pack` was given.
+    """Return the state that `pack` was given, from the bytes of the two files.
 
     Raises:
-        ArtifactIntegrityError: if the bytes were not made by `pack`.
+        ArtifactIntegrityError: if they were not made by `pack`.
 
     """
     try:

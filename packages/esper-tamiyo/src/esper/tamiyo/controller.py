@@ -344,7 +344,8 @@ class Tamiyo:
             first = self._evidence.get(seed.seed_id)
             has_convinced = first is not None and judge(first).keep
             return self._judge(seed, _S.FOSSILIZED, min_gain=0.0 if has_convinced else MIN_GAIN)
-        others = any(other.state in GRAFTED for other in self.bed.seeds())
+        is_trained = seed.state is _S.TRAINING
+        others = is_trained and any(other.state in GRAFTED for other in self.bed.seeds())
         return next_move(seed, others_await_verdict=others)
 
     def _judge(

@@ -6,6 +6,7 @@ the forge and the crucible (`forge.prepare`).
 """
 
 import asyncio
+import math
 import tempfile
 import threading
 import time
@@ -23,12 +24,15 @@ from esper.contracts import (
     Delivery,
     Endorser,
     EsperError,
+    HealthSignal,
     KasminaCommand,
     KernelCharacterized,
     KernelReady,
     Library,
     MessageError,
+    OonaMessage,
     Payload,
+    SystemStatePacket,
     TopicNames,
     Worker,
     WorkerContext,
@@ -58,6 +62,10 @@ CLOSE_TIMEOUT_SECONDS = 3.0
 OPEN_TIMEOUT_SECONDS = 60.0
 END_TIMEOUT_SECONDS = 15.0
 """For everything that closing does, each step of which has a shorter limit of its own."""
+
+LINGER_SECONDS = 0.2
+"""Telemetry that follows on telemetry sooner than this waits for the next message. Each waking of the bus'
+thread holds up the training thread, which short epochs would feel."""
 
 REMEMBERED_EVENTS = 10_000
 """Messages whose ids are kept, to count once what the bus delivers twice; it does so within minutes."""
@@ -97,6 +105,8 @@ class Runtime:
         self._pause = threading.Event()
         self._seen: set[str] = set()
         self._seen_in_order: deque[str] = deque()
+        self._lingering: list[Payload] = []
+        self._sent_at = -math.inf
         self.unfiled = 0
         """Outcomes that the library had not confirmed when `settle` gave up."""
 
@@ -128,6 +138,7 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         """Stop the workers, send what is queued, disconnect; gives up on servers that do not answer."""
+        self._send()
         try:
             self._run(self._close(), END_TIMEOUT_SECONDS)
         except EsperError as failure:
@@ -154,10 +165,22 @@ class Runtime:
         return {topic.value: count for topic, count in self._bus.lost.items() if count}
 
     def publish(self, payload: Payload) -> None:
-        """Queue `payload` for the bus and return at once; never blocks, never raises."""
+        """Queue `payload` for the bus and return at once; never blocks, never raises.
+
+        Telemetry may linger here for a while; all else takes what lingers with it, in order.
+        """
         with self._changed:
             self._published[topic_of(payload)] += 1
-        self._bus.publish_nowait(payload, sender_id=SENDER, trace_id=self.run_id)
+        self._lingering.append(payload)
+        is_telemetry = isinstance(payload, SystemStatePacket | HealthSignal)
+        if not is_telemetry or time.monotonic() - self._sent_at >= LINGER_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        lingering, self._lingering = self._lingering, []
+        for payload in lingering:
+            self._bus.publish_nowait(payload, sender_id=SENDER, trace_id=self.run_id)
+        self._sent_at = time.monotonic()
 
     def take_commands(self) -> list[KasminaCommand]:
         """Return the commands that others sent over the bus since the last call."""
@@ -215,6 +238,7 @@ class Runtime:
         """
         deadline = time.monotonic() + timeout_seconds
         self.unfiled = num_field_reports
+        self._send()
         try:
             sent = self._run(self._bus.flush(timeout_seconds), timeout_seconds + 1)
             with self._changed:
@@ -322,16 +346,16 @@ class Runtime:
         )
         async with aclosing(subscription):
             async for delivery in subscription:
-                if delivery.message.trace_id == self.run_id and self._is_new(delivery):
+                message = delivery.message
+                if message.trace_id == self.run_id and self._is_new(message.event_id):
                     with self._changed:
-                        self._topic_counts[delivery.message.topic] += 1
-                        self._keep(delivery)
+                        self._topic_counts[message.topic] += 1
+                        self._keep(delivery, message)
                         self._changed.notify_all()
                 await delivery.ack()
 
-    def _is_new(self, delivery: Delivery) -> bool:
+    def _is_new(self, event_id: str) -> bool:
         """Tell a message from its repetition: the bus delivers at least once."""
-        event_id = delivery.message.event_id
         if event_id in self._seen:
             return False
         if len(self._seen_in_order) >= REMEMBERED_EVENTS:
@@ -340,7 +364,7 @@ class Runtime:
         self._seen_in_order.append(event_id)
         return True
 
-    def _keep(self, delivery: Delivery) -> None:
+    def _keep(self, delivery: Delivery, message: OonaMessage) -> None:
         try:
             payload = delivery.payload()
         except MessageError as error:
@@ -351,7 +375,7 @@ class Runtime:
                 self._ready[payload.blueprint_id, payload.signature.key] = payload.kernel_id
             case KernelCharacterized():
                 self._characterized[payload.report.kernel_id] = payload
-            case KasminaCommand() if delivery.message.sender_id != SENDER:
+            case KasminaCommand() if message.sender_id != SENDER:
                 self._commands.append(payload)
             case _:
                 pass

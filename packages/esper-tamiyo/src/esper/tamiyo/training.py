@@ -119,26 +119,24 @@ def train_epoch(
     model.train()
     generator = torch.Generator().manual_seed(order_seed)
     order = torch.randperm(len(data), generator=generator)
-    sizes = [len(batch) for batch in torch.split(order, batch_size)]
+    sizes = [min(batch_size, len(data) - start) for start in range(0, len(data), batch_size)]
     reading = data.batches(order, batch_size, begin=progress.batches, seed=order_seed)
     # On the device until the end: a GPU need not wait for each loss to be read.
     found: list[Tensor] = []
     begun = progress.batches
+    precision = means.precision()
+    roles = _roles(len(sizes), means.accumulate)[begun:]
     optimizer.zero_grad(set_to_none=True)
-    for number, (inputs, targets) in enumerate(reading, start=begun):
-        done = number % means.accumulate
-        if done == 0 and stop():
+    for (inputs, targets), (begins, share, ends) in zip(reading, roles, strict=True):
+        if begins and stop():
+            progress.batches += len(found)
             progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
-            progress.batches = number
             raise StopRequestedError
-        with means.precision():
+        with precision:
             loss = mean_loss(goal, model(inputs), targets)
         found.append(loss.detach())
-        is_last = done == means.accumulate - 1 or number == len(sizes) - 1
-        # The last step of an epoch may be of fewer mini-batches; it is their mean all the same.
-        share = min(means.accumulate, len(sizes) - (number - done))
         _backward(loss if share == 1 else loss / share, scaler)
-        if is_last:
+        if ends:
             was_taken = _step(optimizer, scaler)
             optimizer.zero_grad(set_to_none=True)
             if was_taken:
@@ -146,6 +144,16 @@ def train_epoch(
     progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
     progress.batches = len(sizes)
     return progress.loss_sum / len(data)
+
+
+def _roles(num_batches: int, accumulate: int) -> list[tuple[bool, int, bool]]:
+    """Tell of each mini-batch whether it begins a step, of how many that step is, and whether it ends it.
+
+    The last step of an epoch may be of fewer mini-batches; it is their mean all the same.
+    """
+    starts = range(0, num_batches, accumulate)
+    sizes = [min(accumulate, num_batches - start) for start in starts]
+    return [(place == 0, size, place == size - 1) for size in sizes for place in range(size)]
 
 
 def _add(total: float, found: Sequence[Tensor], sizes: Sequence[int]) -> float:

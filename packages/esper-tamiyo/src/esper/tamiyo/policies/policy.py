@@ -34,7 +34,7 @@ class EpochFigures:
     val_accuracy: float | None = None
     train_loss: float | None = None
 
-    @property
+    @cached_property
     def is_finite(self) -> bool:
         """Whether the losses are numbers that something can be decided by."""
         return math.isfinite(self.val_loss) and math.isfinite(self.train_loss or 0.0)
