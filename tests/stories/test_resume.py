@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from esper.contracts import read_chain
-from esper.testkit.runs import COMMAND, FinishedRun, Train
+from esper.testkit.runs import COMMAND, FinishedRun, Train, start_until
 
 NUM_KILLS = int(os.environ.get("ESPER_KILLS", "4"))
 
@@ -57,10 +58,10 @@ def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Finis
     return run
 
 
-def _begin(cwd: Path) -> "subprocess.Popen[str]":
+def _begin(cwd: Path, *options: str) -> "subprocess.Popen[str]":
     (cwd / "dropout.py").write_text(HOST)
     return subprocess.Popen(
-        [*COMMAND, *OPTIONS],
+        [*COMMAND, *(options or OPTIONS)],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -76,6 +77,17 @@ def _wait_for_checkpoints(cwd: Path) -> Path:
             return manifest.parents[2]
         time.sleep(0.02)
     pytest.fail("no checkpoint was written within 60 s")
+
+
+def _wait_for_outcomes(cwd: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for memory in cwd.glob("runs/.*/checkpoints/*/step-*/controller.json"):
+            with suppress(FileNotFoundError):  # the next checkpoint took its place
+                if json.loads(memory.read_text())["field_reports"]:
+                    return
+        time.sleep(0.02)
+    pytest.fail("no block came to its end within 60 s")
 
 
 def _resume(path: Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -188,6 +200,45 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert again.returncode == 0, again.stderr
     assert "an older checkpoint is used" in again.stdout
     _check_same(tmp_path, undisturbed)
+
+
+def test_outcomes_that_the_library_missed_are_filed_when_the_run_goes_on(
+    undisturbed: FinishedRun, tmp_path: Path
+) -> None:
+    process = _begin(tmp_path)
+    _wait_for_outcomes(tmp_path)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (run_folder,) = (tmp_path / "runs").iterdir()
+    for file in run_folder.glob("library.db*"):
+        file.unlink()
+    again = _resume(run_folder, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert _summary(tmp_path)["unfiled"] == 0
+    assert _summary(tmp_path)["complete"]
+    _check_same(tmp_path, undisturbed)
+
+
+def test_a_run_says_that_its_data_changed_and_goes_on(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    rows = [f"{x},{x % 3},{'yes' if x % 2 else 'no'}" for x in range(300)]
+    table.write_text("\n".join(["a,b,answer", *rows]))
+    options = ("--task", "table", "--data", str(table), "--target", "answer")
+    process = _begin(tmp_path, *options, "--epochs", "2000", "--no-twin")
+    _wait_for_checkpoints(tmp_path)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (run_folder,) = (tmp_path / "runs").iterdir()
+    saved = json.loads((run_folder / "task.json").read_text())["data_sha256"]
+    for rows[7], changed in (("7,1,yes", False), ("7,2,yes", True)):
+        table.write_text("\n".join(["a,b,answer", *rows]))
+        with start_until("grown  epoch", [*RESUME, str(run_folder)], tmp_path) as again:
+            again.send_signal(signal.SIGINT)
+        events = list(read_chain(run_folder / "events.jsonl"))
+        resumed = [event.data for event in events if event.kind == "resumed"]
+        assert resumed[-1]["data_changed"] is changed
+        now = json.loads((run_folder / "task.json").read_text())["data_sha256"]
+        assert (now != saved) is changed
 
 
 def test_what_cannot_go_on_is_explained(undisturbed: FinishedRun, tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_a_run_that_is_kept_gets_its_name(tmp_path: Path) -> None:
     assert (folder.final_path / "summary.json").read_text() == '{\n  "a": 1\n}\n'
 
 
+def test_a_run_that_died_before_it_got_its_name_can_be_gone_on_with(tmp_path: Path) -> None:
+    with run_folder(RunConfig(out=tmp_path)) as folder:
+        folder.write_json("summary.json", {"interrupted": False})
+        (folder.path / "checkpoints").mkdir()
+        folder.keep = True
+    hidden = folder.path
+    assert (folder.final_path / "checkpoints").is_dir()
+    folder.final_path.rename(hidden)
+    with reopened_folder(hidden) as again:
+        assert again.path == hidden
+        again.is_complete = True
+    assert [path.name for path in tmp_path.rglob("*")] == [folder.run_id, "summary.json"]
+    with pytest.raises(ConfigError, match="is complete"), reopened_folder(folder.final_path):
+        pass
+
+
 def test_an_output_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

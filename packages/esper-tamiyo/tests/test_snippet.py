@@ -28,7 +28,7 @@ class Program:
 
 def used(task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run the task's program in `folder`; return its variables."""
-    write_facts(folder, task)
+    write_facts(folder, facts_of(task), task.encoding)
     monkeypatch.chdir(folder)
 
     def load(path: str) -> Program:
@@ -73,7 +73,7 @@ def test_the_program_makes_the_inputs_that_were_learned_from(
 
 def test_what_is_kept_of_a_task_reads_back(tmp_path: Path) -> None:
     task = load_task("digits")
-    write_facts(tmp_path, task)
+    write_facts(tmp_path, facts_of(task), task.encoding)
     assert read_facts(tmp_path) == (facts_of(task), task.encoding)
     assert json.loads((tmp_path / "task.json").read_text())["dtype"] == "float32"
     stand_in = facts_of(task).stand_in(task.encoding)

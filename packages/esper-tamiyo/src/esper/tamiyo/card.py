@@ -46,6 +46,7 @@ def model_card(
         f"Task `{facts.name}`: {plural(facts.num_train, 'sample')} to learn from, "
         f"{facts.num_validation:,} for decisions, {facts.num_test:,} held out.",
         *(f"- {note}" for note in facts.notes),
+        *([f"- sha256 `{facts.data_sha256}`"] if facts.data_sha256 is not None else []),
         "",
         "## Growth",
         "",

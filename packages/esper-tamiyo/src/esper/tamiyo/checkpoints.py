@@ -4,7 +4,6 @@ Each is in a folder of its own under `checkpoints`, written whole or not at all;
 one cannot be written, as on a full disk, the ones before stay good and training goes on.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -120,10 +119,6 @@ class Checkpoints:
         self.has_written = True
         self.failure = None
         return True
-
-    def clear(self) -> None:
-        """Remove all of them: the run is complete."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def newest(run_folder: Path) -> tuple[Path, Place, list[str]]:

@@ -222,6 +222,10 @@ class Tamiyo:
         self._warmup.load_state_dict(memory.warmup)
         self._warmup.rate_share = memory.rate_share
         self._begun = time.monotonic() - memory.seconds
+        for (
+            report
+        ) in self.field_reports:  # the library may have missed the last ones; twice is once
+            self._runtime.publish(report)
 
     def end_epoch(
         self,

@@ -8,13 +8,15 @@ import os
 import signal
 
 EXIT_INTERRUPTED = 130
-INTERRUPTED = "train: interrupted; unless a report was named above, nothing was saved"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AT_WORST = {"train": "unless a report was named above, nothing was saved"}
+OTHERWISE = "what there was before is as it was"
+"""What an interruption leaves, where the run cannot say it."""
 
 
 def main() -> None:
     """Run `train`."""
-    _be_ready()
+    _be_ready("train")
     from esper.tamiyo.cli import main as run_command_line
 
     run_command_line()
@@ -22,18 +24,22 @@ def main() -> None:
 
 def tamiyo() -> None:
     """Run `tamiyo`."""
-    _be_ready()
+    _be_ready("tamiyo")
     from esper.tamiyo.commands import main as run_command_line
 
     run_command_line()
 
 
-def _be_ready() -> None:
+def what_is_left(program: str) -> str:
+    """Return what a person must know of an interrupted command that says nothing itself."""
+    return AT_WORST.get(program, OTHERWISE)
+
+
+def _be_ready(program: str) -> None:
+    def leave(_: int, __: object) -> None:
+        # Not an exception: half-imported modules catch it, or turn it into errors of their own.
+        os.write(2, f"{program}: interrupted; {what_is_left(program)}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
     for number in SIGNALS:
-        signal.signal(number, _leave)
-
-
-def _leave(_: int, __: object) -> None:
-    # Not an exception: half-imported modules catch it, or turn it into errors of their own.
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(EXIT_INTERRUPTED)
+        signal.signal(number, leave)

@@ -34,6 +34,8 @@ class RunFolder:
         """Set once there is something worth keeping."""
         self.can_go_on = False
         """Set once there is a checkpoint worth going on from."""
+        self.is_complete = False
+        """Set once there is nothing to go on with."""
 
     def write_text(self, name: str, text: str) -> None:
         """Write one file of the run, whole or not at all."""
@@ -88,7 +90,7 @@ def run_folder(config: RunConfig) -> Generator[RunFolder]:
         raise
     finally:
         if folder.keep or folder.can_go_on:
-            folder.path.rename(folder.final_path)
+            _finish(folder)
         else:
             shutil.rmtree(folder.path)
             _remove_empty(made)
@@ -111,7 +113,8 @@ def reopened_folder(path: Path) -> Generator[RunFolder]:
         raise NotFoundError(
             f"there is no run {path}; `tamiyo resume` takes a run folder, for example runs/{folder.run_id}"
         )
-    if _is_complete(folder.path):
+    # One that is hidden was killed before it got its name, and its checkpoints are still there.
+    if folder.path == final and _is_complete(final):
         lacks = (
             "" if (folder.path / "report.html").is_file() else f"; tamiyo report {path} draws it"
         )
@@ -122,8 +125,14 @@ def reopened_folder(path: Path) -> Generator[RunFolder]:
         except BaseException as error:
             _say_what_is_left(folder, error)
             raise
-    if folder.path != final:
-        folder.path.rename(final)
+    _finish(folder)
+
+
+def _finish(folder: RunFolder) -> None:
+    """Give the folder its name; its checkpoints stay until then, for a process that dies on the way."""
+    folder.path.rename(folder.final_path)
+    if folder.is_complete:
+        shutil.rmtree(folder.final_path / CHECKPOINTS, ignore_errors=True)
 
 
 def _is_complete(path: Path) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from esper.contracts import EsperError, setup_logging
-from esper.tamiyo.entry import EXIT_INTERRUPTED, INTERRUPTED
+from esper.tamiyo.entry import EXIT_INTERRUPTED, what_is_left
 from esper.tamiyo.stopping import StoppedEarlyError
 
 EXIT_UNEXPECTED = 1
@@ -40,8 +40,8 @@ def guarded(program: str, *, debug: bool) -> Generator[None]:
         text += "or in Esper; --debug shows where"
         _print_error(program, text, error, otherwise="nothing was saved")
         raise typer.Exit(EXIT_UNEXPECTED) from None
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _print_error(program, "interrupted", error, otherwise=what_is_left(program))
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

@@ -46,7 +46,7 @@ from esper.tamiyo.saving import keep_average, save_model, save_report, save_summ
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
 from esper.tamiyo.summary import RunRecord, Training
 from esper.tamiyo.tasks import Readers, Source, Task, load_task
-from esper.tamiyo.tasks.facts import write_facts
+from esper.tamiyo.tasks.facts import facts_of, has_other_data, write_facts
 from esper.tamiyo.tracking import Tracker, tracking
 from esper.tamiyo.training import Means, Progress, choose_means
 from esper.tamiyo.ui import Ui
@@ -194,6 +194,13 @@ def _train(
             f"[yellow]note[/]   --workers {config.workers} brings nothing: the data of task "
             f"{escape(repr(task.name))} is in memory, where nothing is faster"
         )
+    facts = facts_of(task)
+    data_changed = place is not None and has_other_data(folder.path, facts)
+    if data_changed and setback is None:
+        ui.say(
+            "[yellow]note[/]   the data changed since this run was stopped: it goes on with what is there "
+            "now, not to the weights that it would have come to"
+        )
     layers = describe_layers(host)
     host = host.to(means.device)
     average = average_of(host, config.ema)  # before it has a bed, which no copy may have
@@ -233,11 +240,12 @@ def _train(
             elif setback is not None:
                 log.append("went_back", setback)
             else:
-                log.append("resumed", {"epoch": place.epoch, "batches": place.batches})
+                where = {"epoch": place.epoch, "batches": place.batches}
+                log.append("resumed", where | {"data_changed": data_changed})
             folder.write_text(
                 "config.yaml", config.to_yaml()
             )  # to begin again, if all else is lost
-            write_facts(folder.path, task)
+            write_facts(folder.path, facts, task.encoding)
             learner = make_learner(bed.model, task, config, means, average)
             saver = Checkpoints(folder.path, config, after=slot)
             controller = Tamiyo(
@@ -272,8 +280,7 @@ def _train(
         record.topics, record.lost = runtime.topic_counts, runtime.lost
         record.unfiled = max(0, runtime.unfiled)
         save_summary(folder, record)
-        if not record.interrupted:
-            saver.clear()
+        folder.is_complete = not record.interrupted
         save_report(folder)
         tracker.end(record)
     return record

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError, field_validator
 
-from esper.contracts import ConfigError, Contract
+from esper.contracts import ConfigError, Contract, Sha256
 from esper.tamiyo.folder import write_whole
 from esper.tamiyo.tasks.goals import Goal
 from esper.tamiyo.tasks.split import Split
@@ -35,6 +35,8 @@ class TaskFacts(Contract):
     num_train: int
     num_validation: int
     num_test: int
+    data_sha256: Sha256 | None = None
+    """Of the samples that the run saw, see `Task.data_sha256`; None if the run is older than that."""
     notes: tuple[str, ...]
 
     @field_validator("dtype")
@@ -83,16 +85,23 @@ def facts_of(task: Task) -> TaskFacts:
         num_train=len(task.train),
         num_validation=len(task.validation),
         num_test=len(task.test),
+        data_sha256=task.data_sha256(),
         notes=task.notes,
     )
 
 
-def write_facts(folder: Path, task: Task) -> None:
+def write_facts(folder: Path, facts: TaskFacts, encoding: dict[str, Any] | None) -> None:
     """Write `task.json`, and `encoding.json` if the task says how its inputs are made."""
-    facts = facts_of(task).model_dump_json(indent=2)
-    write_whole(folder / FACTS_FILE, facts + "\n")
-    if task.encoding is not None:
-        write_encoding(folder, task.encoding)
+    write_whole(folder / FACTS_FILE, facts.model_dump_json(indent=2) + "\n")
+    if encoding is not None:
+        write_encoding(folder, encoding)
+
+
+def has_other_data(folder: Path, facts: TaskFacts) -> bool:
+    """Tell whether the run in `folder` was trained on other samples than these, as far as is known."""
+    kept = read_facts(folder)
+    before = None if kept is None else kept[0].data_sha256
+    return before is not None and before != facts.data_sha256
 
 
 def write_encoding(folder: Path, encoding: dict[str, Any]) -> None:

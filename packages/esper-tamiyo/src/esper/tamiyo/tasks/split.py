@@ -5,6 +5,7 @@ Whoever trains, measures or checks asks both for the same, and never which of th
 Shapes: N samples, B of a batch, then whatever one sample is, for example (64,) or (1, 8, 8).
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -47,6 +48,14 @@ class Split:
     def known(self) -> "Split":
         """Return what can be checked before training: everything."""
         return self
+
+    def sha256(self) -> str:
+        """Return the sha256 over types, shapes and bytes of all samples."""
+        digest = hashlib.sha256()
+        for values in (self.inputs, self.targets):
+            digest.update(f"{values.dtype} {tuple(values.shape)};".encode())
+            digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def batches(
         self, order: Tensor, size: int, *, begin: int = 0, seed: int = 0
@@ -115,6 +124,10 @@ class DatasetSplit:
     def known(self) -> Split:
         """Return what can be checked before training: the first samples."""
         return self.first(_KNOWN)
+
+    def sha256(self) -> str:
+        """Return the sha256 over the number of samples and the first ones, as `known` has them."""
+        return hashlib.sha256(f"{len(self)} {self.known().sha256()}".encode()).hexdigest()
 
     def batches(
         self, order: Tensor, size: int, *, begin: int = 0, seed: int = 0

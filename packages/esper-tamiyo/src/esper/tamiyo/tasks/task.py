@@ -6,6 +6,7 @@ reports come from `test`, which nothing else ever sees.
 Shapes: N samples, then whatever one sample is, for example (64,) or (1, 8, 8).
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
@@ -52,6 +53,11 @@ class Task:
     def num_features(self) -> int:
         """Numbers in one sample."""
         return math.prod(self.sample_shape)
+
+    def data_sha256(self) -> str:
+        """Return the sha256 of the samples of all parts; of a dataset, of their number and the first ones."""
+        digests = " ".join(getattr(self, part).sha256() for part in _PARTS)
+        return hashlib.sha256(digests.encode()).hexdigest()
 
     def to(self, device: torch.device) -> "Task":
         """Return the same task with its data on a device."""
