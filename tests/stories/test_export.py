@@ -86,6 +86,31 @@ def test_the_program_gives_the_grown_models_answers_without_esper(grown: Finishe
     assert float(answered.stdout) == pytest.approx(grown.summary["grown"]["accuracy"], abs=1e-6)
 
 
+def test_averaged_weights_come_home_on_request(train: Train, grown: FinishedRun) -> None:
+    run = train("--epochs", "8", "--ema", "0.9", "--no-twin")
+    done = export(run.folder, "--to", "home", "--averaged", cwd=run.cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    home = run.cwd / "home"
+    test = load_task("digits").test.known()
+    torch.save((test.inputs, test.targets), home / "data.pt")
+    answered = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ESPER], cwd=home, capture_output=True, text=True, check=False
+    )
+    assert answered.returncode == 0, answered.stderr
+    figures = run.summary["grown"]
+    assert float(answered.stdout) == pytest.approx(figures["averaged"]["accuracy"], abs=1e-6)
+    card = (home / CARD).read_text()
+    assert f"| this model | {figures['averaged']['accuracy']:.1%} |" in card
+    assert f"| its last weights, not averaged | {figures['accuracy']:.1%} |" in card
+    assert run.summary["averaged_sha256"] in card
+    assert "with averaged weights" in (run.folder / "report.html").read_text()
+
+    refused = export(grown.folder, "--to", "none", "--averaged", cwd=grown.cwd)
+    assert refused.returncode == 2
+    assert "trained without --ema; leave out --averaged" in refused.stderr
+    assert not (grown.cwd / "none").exists()
+
+
 ONNX = find_spec("onnx") is not None and find_spec("onnxscript") is not None
 
 

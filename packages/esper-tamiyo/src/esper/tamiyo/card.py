@@ -19,12 +19,17 @@ def model_card(
     summary: Mapping[str, Any],
     hashes: Mapping[str, str],
     undecided: Sequence[str] = (),
+    *,
+    averaged: bool = False,
 ) -> str:
     """Return the card of a run's model, whose exported files have these sha256.
 
-    `undecided` is said of blocks that awaited their verdict.
+    `undecided` is said of blocks that awaited their verdict; `averaged` is the model whose weights are the
+    moving average of the trained ones.
     """
-    grown, twin = summary["grown"], summary["twin"]
+    rows = _figures(summary, averaged=averaged)
+    is_finite = rows["this model"]["loss"] is not None
+    weights = summary["averaged_sha256" if averaged else "weights_sha256"]
     # In a task of the user's own a `kind` means what the user says.
     known = None if ":" in config.task else encoding
     lines = [
@@ -56,12 +61,12 @@ def model_card(
         "",
         "| | accuracy | loss | parameters |",
         "|---|---|---|---|",
-        _row("this model", grown),
-        *([_row("the same host, never grown", twin)] if twin is not None else []),
+        *(_row(name, figures) for name, figures in rows.items()),
         "",
-        *((NOT_FINITE, "") if grown["loss"] is None else ()),
+        *(() if is_finite else (NOT_FINITE, "")),
         f"{_trained(summary)} with policy `{config.policy}`, seed {config.seed}, AdamW at "
-        f"{config.learning_rate:g} ({config.schedule}), batches of {config.batch_size}.",
+        f"{config.learning_rate:g} ({config.schedule}), batches of {config.batch_size}"
+        f"{f'; these are its weights averaged, at a decay of {config.ema:g}' if averaged else ''}.",
         "",
         "## Files",
         "",
@@ -69,7 +74,7 @@ def model_card(
         "|---|---|",
         *(f"| {name} | `{sha256}` |" for name, sha256 in sorted(hashes.items())),
         "",
-        f"Weights as a whole: `{summary['weights_sha256']}`. Last event of the run's record: "
+        f"Weights as a whole: `{weights}`. Last event of the run's record: "
         f"`{summary['events_head']}`.",
         "",
     ]
@@ -130,6 +135,23 @@ def _growth(summary: Mapping[str, Any], undecided: Sequence[str]) -> list[str]:
         if each["outcome"] == "FOSSILIZED"
     ]
     return [f"- {each}" for each in (*kept, *undecided)] or ["Nothing that was tried stayed."]
+
+
+def _figures(summary: Mapping[str, Any], *, averaged: bool) -> dict[str, Mapping[str, Any]]:
+    """Return the figures of this model and of those to compare it with, by what they are."""
+    grown, twin = summary["grown"], summary["twin"]
+    average = grown.get("averaged")
+    rows: dict[str, Mapping[str, Any]] = {"this model": grown}
+    if average is not None:
+        average = average | {"parameters": grown["parameters"]}
+        rows = (
+            {"this model": average, "its last weights, not averaged": grown}
+            if averaged
+            else {"this model": grown, "its weights averaged (`--averaged`)": average}
+        )
+    if twin is not None:
+        rows["the same host, never grown"] = twin
+    return rows
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> str:

@@ -144,6 +144,9 @@ def export(
     run: _Run,
     to: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
     onnx: Annotated[bool, typer.Option("--onnx", help="Also as ONNX.")] = False,
+    averaged: Annotated[
+        bool, typer.Option("--averaged", help="With the averaged weights of a run with --ema.")
+    ] = False,
     debug: _Debug = False,
 ) -> None:
     """Take the grown model home: weights, a torch.export program, its lineage and a model card."""
@@ -151,7 +154,7 @@ def export(
         from esper.tamiyo.card import NOT_FINITE
         from esper.tamiyo.exporting import CARD, export_run
 
-        written = export_run(run, to, onnx=onnx)
+        written = export_run(run, to, onnx=onnx, averaged=averaged)
         if NOT_FINITE in (to / CARD).read_text(encoding="utf-8"):
             print(f"tamiyo export: {NOT_FINITE}", file=sys.stderr)
         for path in written:

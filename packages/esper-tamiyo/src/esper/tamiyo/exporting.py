@@ -27,6 +27,7 @@ from esper.contracts.registry import saved_beds
 from esper.tamiyo.card import model_card
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.hosts import build_host, is_own
+from esper.tamiyo.saving import AVERAGED
 from esper.tamiyo.tasks import Source, Task, load_task
 from esper.tamiyo.tasks.facts import FACTS_FILE, TaskFacts, facts_of, read_facts, write_encoding
 
@@ -42,11 +43,17 @@ _WAY = (
 """From a graft to a part of the model."""
 
 
-def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
+def export_run(run: Path, to: Path, *, onnx: bool = False, averaged: bool = False) -> list[Path]:
     """Write the model of a run into the new folder `to`; return the files.
 
+    Args:
+        run: the folder of the run.
+        to: a new folder.
+        onnx: also as ONNX.
+        averaged: with the moving average of its weights.
+
     Raises:
-        NotFoundError: if there is no such run, or it left no model.
+        NotFoundError: if there is no such run, or it left no such model.
         ConfigError: if `to` is taken, or the data is needed and cannot be read.
         EsperError: if the model cannot be read or exported, and why; `to` is not left half-written.
 
@@ -56,28 +63,33 @@ def export_run(run: Path, to: Path, *, onnx: bool = False) -> list[Path]:
             raise NotFoundError(
                 f"{run} has no {name}; tamiyo export takes the folder of a finished run, for example runs/ID"
             )
+    saved = run / AVERAGED if averaged else run
+    if not (saved / "model.safetensors").is_file():
+        raise NotFoundError(
+            f"{run} has no averaged weights, for it was trained without --ema; leave out --averaged"
+        )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is taken; give a new folder with --to")
     config = load_yaml(run / "config.yaml", RunConfig)
     task, facts = _task(run, config)
     host = build_host(config.host, task, seed=config.seed, width=config.width)
-    bed = saved_beds().load(host, run)
+    bed = saved_beds().load(host, saved)
     undecided = _decide(bed)
     was_there = to.is_dir()
     to.mkdir(parents=True, exist_ok=True)
     try:
         bed.export(to, task.train.first(2).inputs, onnx=onnx)
-        for name in ("lineage.json",):
-            if not (to / name).exists():
-                shutil.copyfile(run / name, to / name)
+        if not (to / "lineage.json").exists():
+            shutil.copyfile(saved / "lineage.json", to / "lineage.json")
         if task.encoding is not None:
             write_encoding(to, task.encoding)
         files = sorted(path for path in to.iterdir() if path.is_file())
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         hashes = {path.name: sha256_hex(path.read_bytes()) for path in files}
-        (to / CARD).write_text(
-            model_card(config, facts, task.encoding, summary, hashes, undecided), encoding="utf-8"
+        card = model_card(
+            config, facts, task.encoding, summary, hashes, undecided, averaged=averaged
         )
+        (to / CARD).write_text(card, encoding="utf-8")
     except BaseException:
         for path in to.iterdir():
             path.unlink()
