@@ -34,3 +34,8 @@ def install_hint(member: str, extra: str) -> str:
         f"install what is missing with `uv sync --inexact --all-packages --extra {extra}` in the workspace, "
         f"elsewhere with the extra {member}[{extra}]"
     )
+
+
+def place(site: str) -> str:
+    """Return what people read of a site's label: `layer fc2`, or `path past 3 layers from fc1, into fc4`."""
+    return site if site.startswith("path ") else f"layer {site}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esper.contracts.words import plural
+from esper.contracts.words import place, plural
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.diverging import Setback
 from esper.tamiyo.snippet import snippet
@@ -130,7 +130,7 @@ def _trained(summary: Mapping[str, Any]) -> str:
 
 def _growth(summary: Mapping[str, Any], undecided: Sequence[str]) -> list[str]:
     kept = [
-        f"{each['blueprint']} at layer {each['site']}, from epoch {each['states'][1]['epoch'] + 1} on"
+        f"{each['blueprint']} at {place(each['site'])}, from epoch {each['states'][1]['epoch'] + 1} on"
         for each in summary["adaptations"]
         if each["outcome"] == "FOSSILIZED"
     ]

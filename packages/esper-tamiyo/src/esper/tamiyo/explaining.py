@@ -15,7 +15,7 @@ from esper.contracts import (
     SeedId,
     SeedState,
 )
-from esper.contracts.words import plural
+from esper.contracts.words import place, plural
 from esper.tamiyo.folding import fold
 from esper.tamiyo.story import Attempt, Story
 from esper.tamiyo.verdict import Figures
@@ -160,7 +160,7 @@ def _where(decision: AdaptationSignal, attempt: Attempt) -> Iterator[str]:
     rivals = {each.site: each for each in reversed(candidates) if each.seed_id != attempt.seed_id}
     for best in sorted(rivals.values(), key=lambda each: -each.score)[:MAX_RIVALS]:
         yield (
-            f"              rather than layer {best.site}: {best.blueprint_name} scored {best.score:.3g} "
+            f"              rather than {place(best.site)}: {best.blueprint_name} scored {best.score:.3g} "
             f"({_numbers(best)})"
         )
 
@@ -182,7 +182,7 @@ def _verdict(attempt: Attempt) -> Iterator[str]:
 
 def _title(attempt: Attempt) -> str:
     return (
-        f"{attempt.name} at layer {attempt.site} (seed {attempt.seed_id[0]},{attempt.seed_id[1]}), "
+        f"{attempt.name} at {place(attempt.site)} (seed {attempt.seed_id[0]},{attempt.seed_id[1]}), "
         f"{plural(attempt.parameters, 'parameter')}, {_span(attempt.begun, attempt.ended)}"
     )
 
@@ -244,7 +244,7 @@ def _of_seed(story: Story, seed_id: SeedId) -> Iterator[str]:
             f"{each.layer_id},{number}" for each in story.sites for number in range(each.num_places)
         )
         raise NotFoundError(f"there is no seed {seed_id[0]},{seed_id[1]}; there are {there}")
-    yield f"Seed {seed_id[0]},{seed_id[1]} at layer {site.label} ({site.module_type})."
+    yield f"Seed {seed_id[0]},{seed_id[1]} at {place(site.label)} ({site.module_type})."
     yield from _damage(story)
     attempts = [attempt for attempt in story.attempts if attempt.seed_id == seed_id]
     for attempt in attempts:
@@ -266,11 +266,11 @@ def _why_not(story: Story, seed_id: SeedId) -> Iterator[str]:
         own = [each for each in ranked if each.seed_id == seed_id]
         when = f"In epoch {attempt.begun + 1}"
         if not own:
-            yield f"{when} nothing could be grown there ({attempt.name} went to layer {attempt.site})."
+            yield f"{when} nothing could be grown there ({attempt.name} went to {place(attempt.site)})."
         else:
             yield (
                 f"{when} its best was {own[0].blueprint_name} with a score of {own[0].score:.3g} "
-                f"({_numbers(own[0])}); layer {attempt.site} had {ranked[0].score:.3g}."
+                f"({_numbers(own[0])}); {place(attempt.site)} had {ranked[0].score:.3g}."
             )
     if not story.attempts:
         yield from _waits(story.decisions)

@@ -24,6 +24,7 @@ from esper.contracts import (
     sha256_hex,
 )
 from esper.contracts.registry import saved_beds
+from esper.contracts.words import place
 from esper.tamiyo.card import model_card
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.hosts import build_host, is_own
@@ -130,7 +131,7 @@ def _decide(bed: SeedBed) -> list[str]:
         if seed.state not in _WAY[:-1]:
             continue
         undecided.append(
-            f"{seed.blueprint_name} at layer {seed.site} had not been judged when the run ended; it is part "
+            f"{seed.blueprint_name} at {place(seed.site)} had not been judged when the run ended; it is part "
             f"of this model in full (it was mixed in by {seed.alpha:.0%})"
         )
         for state in _WAY[_WAY.index(seed.state) + 1 :]:

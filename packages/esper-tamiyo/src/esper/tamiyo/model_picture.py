@@ -66,7 +66,7 @@ def draw_model(story: Story) -> Figure:
         if gains:
             scale = ScalarMappable(Normalize(0, 1), _COLOURS)
             bar = figure.colorbar(
-                scale, ax=axes, location="bottom", shrink=0.4, aspect=30, pad=0.02
+                scale, ax=axes, location="bottom", shrink=0.4, aspect=30, fraction=0.05, pad=0.0
             )
             bar.set_label(f"expressivity {measure}, of the largest", fontsize=8)
             bar.ax.tick_params(labelsize=7)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from esper.contracts import SeedState
+from esper.contracts.words import place
 from esper.tamiyo.story import Attempt, Story
 from esper.tamiyo.summary import Point, Training
 
@@ -162,7 +163,7 @@ def draw_timeline(story: Story) -> Figure:
             row = sites.index(attempt.site)
             _draw_life(axes, row, attempt, end_of_run, used)
             _draw_alpha(axes, row, attempt, story)
-        axes.set_yticks(range(len(sites)), [f"layer {site}" for site in sites])
+        axes.set_yticks(range(len(sites)), [place(site) for site in sites])
         axes.set_ylim(len(sites) - 0.5, -0.8)
         axes.set_xlim(1, max(2, end_of_run))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

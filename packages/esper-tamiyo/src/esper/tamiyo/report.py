@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from esper.contracts.words import plural
+from esper.contracts.words import place, plural
 from esper.tamiyo.explaining import headline
 from esper.tamiyo.folder import write_whole
 from esper.tamiyo.folding import fold
@@ -68,6 +68,7 @@ def render_report(story: Story, pictures: Mapping[str, tuple[Figure, str]]) -> s
         headline=headline(story),
         decisions=fold(story.decisions),
         num_decisions=len(story.decisions),
+        place=place,
         plural=plural,
         pictures={name: to_svg(figure, title) for name, (figure, title) in pictures.items()},
     )

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from esper.contracts import Action, ConfigError, SeedState, SystemStatePacket
 from esper.contracts.threads import in_thread
-from esper.contracts.words import install_hint, plural
+from esper.contracts.words import install_hint, place, plural
 from esper.tamiyo.config import RunConfig, parse_tracker
 from esper.tamiyo.folder import RunFolder
 from esper.tamiyo.summary import Point, RunRecord, Training
@@ -205,12 +205,12 @@ def _wait(future: "Future[None]", deadline: float) -> bool:
 def decided(packet: SystemStatePacket) -> list[str]:
     """Return what was decided to grow, to keep and to remove, with the reasons, in words."""
     kept = [
-        f"keep layer {event.site}: {event.reason}"
+        f"keep {place(event.site)}: {event.reason}"
         for event in packet.events
         if event.to_state is SeedState.FOSSILIZED
     ]
     verbs = {Action.GERMINATE: "grow", Action.CULL: "cull"}
-    sites = {seed.seed_id: f" layer {seed.site}" for seed in packet.seeds}
+    sites = {seed.seed_id: f" {place(seed.site)}" for seed in packet.seeds}
     return kept + [
         f"{verbs[decision.action]}{sites.get(decision.seed_id or (-1, -1), '')}: {decision.reason}"
         for decision in packet.decisions

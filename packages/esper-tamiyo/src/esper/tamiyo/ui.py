@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from esper.contracts import Action, SeedState, SystemStatePacket
-from esper.contracts.words import plural
+from esper.contracts.words import place, plural
 from esper.tamiyo.live import Overview, Watched, figures
 from esper.tamiyo.summary import Point, RunRecord
 from esper.tamiyo.verdict import Figures
@@ -103,7 +103,7 @@ class Ui:
         for event in packet.events:
             if event.to_state is SeedState.FOSSILIZED:
                 self._line(
-                    label, packet.epoch, "[green]keep[/]", f"layer {event.site}: {event.reason}"
+                    label, packet.epoch, "[green]keep[/]", f"{place(event.site)}: {event.reason}"
                 )
         for decision in packet.decisions:
             if decision.action in _SHOWN:

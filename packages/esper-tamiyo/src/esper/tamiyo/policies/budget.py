@@ -8,6 +8,7 @@ from esper.contracts import (
     ConfigError,
     SeedState,
 )
+from esper.contracts.words import place
 from esper.tamiyo.policies.policy import Observation
 
 _PART_OF_THE_MODEL = IN_FLIGHT | {SeedState.FOSSILIZED}
@@ -43,7 +44,7 @@ class Budget:
         if len(waiting) >= self.in_flight:
             several = f"{self.in_flight} blocks" if self.in_flight > 1 else "one block"
             first = waiting[0]
-            return f"{several} at a time: layer {first.site} is {first.state.value}"
+            return f"{several} at a time: {place(first.site)} is {first.state.value}"
         if self.seconds is not None and observation.seconds >= self.seconds:
             return f"the budget of {self.seconds:.0f} s is used up"
         return None

@@ -17,7 +17,7 @@ from esper.contracts import (
     SeedState,
     SeedStatus,
 )
-from esper.contracts.words import plural
+from esper.contracts.words import place, plural
 from esper.tamiyo.policies.budget import Budget
 from esper.tamiyo.policies.policy import Attention, Observation, Proposal
 from esper.tamiyo.policies.timing import Plateau, Timing, is_over
@@ -91,13 +91,13 @@ class Growing(ABC):
         best = candidates[0]
         if self.least_score is not None and best.score < self.least_score:
             reason = (
-                f"{due.reason}, but nothing is worth its cost: layer {best.site}: {_named(best)} scores "
+                f"{due.reason}, but nothing is worth its cost: {place(best.site)}: {_named(best)} scores "
                 f"highest of {num_scored}, {best.score:.2f} where {self.least_score:g} is needed"
             )
             return Proposal(chosen=None, reason=reason, candidates=candidates, numbers=numbers)
         return Proposal(
             chosen=best,
-            reason=f"{due.reason}; layer {best.site}: {_named(best)} scores highest of {num_scored}",
+            reason=f"{due.reason}; {place(best.site)}: {_named(best)} scores highest of {num_scored}",
             candidates=candidates,
             numbers=numbers,
         )
