@@ -79,9 +79,9 @@ class Scripted:
                 missing.append(f"{wanted.blueprint_name} at {wanted.site} {wanted.seed_id}")
                 continue
             if seed.state is SeedState.DORMANT:
-                reason = f"the script says so at epoch {observation.epoch}"
+                reason = f"the script says so at epoch {observation.epoch + 1}"
                 return Proposal(chosen=wanted, reason=reason, candidates=[wanted])
-        reason = f"the script has nothing for epoch {observation.epoch}"
+        reason = f"the script has nothing for epoch {observation.epoch + 1}"
         if missing:
             reason = f"the script grows what this run has not: {', '.join(missing)}"
         return Proposal(chosen=None, reason=reason)
@@ -101,6 +101,6 @@ class Scripted:
                 if site is None or not fits or wanted.seed_id[1] >= site.num_places:
                     raise ConfigError(
                         f"the script grows {wanted.blueprint_name} at {wanted.site!r} {wanted.seed_id} at "
-                        f"epoch {epoch}, and this host has no such place: replay it on the same host, "
+                        f"epoch {epoch + 1}, and this host has no such place: replay it on the same host, "
                         "wrapped in the same way"
                     )
