@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from esper.contracts import load_yaml
+from esper.contracts.words import place
 from esper.kasmina import load
 from esper.tamiyo import RunConfig, build_host, load_task
 from esper.tamiyo.story import read_story
@@ -328,7 +329,7 @@ def test_the_card_is_true(grown: FinishedRun) -> None:
     story = read_story(grown.folder)
     assert story.kept
     for attempt in story.kept:
-        said = f"- {attempt.name} at layer {attempt.site}, from epoch {attempt.begun + 1} on"
+        said = f"- {attempt.name} at {place(attempt.site)}, from epoch {attempt.begun + 1} on"
         assert said in card
     assert "shape (batch, 64) and type float32; answers are 10 logits" in card
     assert grown.summary["weights_sha256"] in card

@@ -8,7 +8,10 @@ The packages are no dependency of Esper: they come with the extra `esper-kasmina
 
 import importlib
 import importlib.util
+import logging
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ def write_onnx(traced: Traced, path: Path) -> float:
             "there; export a copy of the host in float32"
         )
     try:
-        with warnings.catch_warnings():
+        with _errors_only("torch.onnx"), warnings.catch_warnings():
             # torch's own way of taking recurrent layers apart uses what torch warns of.
             warnings.filterwarnings("ignore", "_check_is_size will be removed", FutureWarning)
             warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
@@ -71,6 +74,18 @@ def write_onnx(traced: Traced, path: Path) -> float:
             f"the host cannot be written as ONNX: {_words(error)}; export it without onnx=True, or as a "
             "copy in float32 if it is not"
         ) from error
+
+
+@contextmanager
+def _errors_only(name: str) -> Generator[None]:
+    """Keep a logger from saying less than errors: torch tells of each torchvision operator it cannot find."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _floating(case: Case) -> list[Tensor]:
