@@ -1,6 +1,6 @@
 """Growing beside not growing, on paired seeds at equal training FLOPs: tables and one picture.
 
-    uv run --group rivals python tests/benchmarks/growth --seeds 5 --out growth-results --picture growth.svg
+    uv run --group rivals python tests/benchmarks/growth --out growth-results --picture growth.svg
 
 Finished runs are kept in the folder, so that an interrupted command goes on where it was. `--problems digits
 --seeds 1 --share 0.1` is a short form. Without the group `rivals`, GroMo does not take part.
@@ -52,7 +52,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, help="instead of each problem's own number")
     parser.add_argument("--rates", type=float, nargs="+", help="instead of each problem's own")
     parser.add_argument("--share", type=float, default=1.0, help="of the budget of training FLOPs")
     parser.add_argument("--out", type=Path, default=Path("growth-results"))
@@ -65,11 +65,13 @@ def main() -> None:
     rates: dict[str, Sequence[float]] = {
         name: arguments.rates or PROBLEMS[name]().learning_rates for name in names
     }
+    num_seeds = {name: arguments.seeds or PROBLEMS[name]().num_seeds for name in names}
     wanted = [
         (name, seed, rate)
-        for seed in range(arguments.seeds)
+        for seed in range(max(num_seeds.values()))
         for name in names
         for rate in rates[name]
+        if seed < num_seeds[name]
     ]
     missing = [each for each in wanted if not _kept(out, *each).exists()]
     with Progress() as progress, ProcessPoolExecutor(arguments.processes) as processes:
@@ -85,7 +87,7 @@ def main() -> None:
             {
                 rate: [
                     json.loads(_kept(out, name, seed, rate).read_text(encoding="utf-8"))
-                    for seed in range(arguments.seeds)
+                    for seed in range(num_seeds[name])
                 ]
                 for rate in rates[name]
             },

@@ -45,6 +45,8 @@ class Problem:
     """Steps that the budget of training FLOPs allows the small host; the others' steps cost more."""
     ramp_steps: int = 20
     """Over so many steps the part of `block` rises from 0 to 1; then it is judged."""
+    num_seeds: int = 5
+    """As many as tell the arms apart."""
     learning_rates: Sequence[float]
     """Every arm is run with each of them; the table has the best of each arm, by validation."""
     loss_of: Callable[[Tensor, Tensor], Tensor]
@@ -77,6 +79,7 @@ def conv() -> Problem:
         block=repeat(_design("residual_conv1d"), 4),
         **_mnist1d(5_000),
         steps=5000,
+        num_seeds=15,
         learning_rates=(20e-3, 32e-3),
     )
 
@@ -96,6 +99,7 @@ def digits() -> Problem:
         validation=(x[1000:1350], y[1000:1350]),
         test=(x[1350:], y[1350:]),
         steps=2500,
+        num_seeds=15,
         learning_rates=(16e-3, 32e-3),
         loss_of=_losses,
     )
@@ -104,7 +108,12 @@ def digits() -> Problem:
 def large() -> Problem:
     """Return digits for a net that is large enough for them."""
     return dataclasses.replace(
-        digits(), name="large conv net, digits", host=partial(image_net, 32), statics={}, steps=800
+        digits(),
+        name="large conv net, digits",
+        host=partial(image_net, 32),
+        statics={},
+        steps=800,
+        num_seeds=5,
     )
 
 
