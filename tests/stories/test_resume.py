@@ -230,15 +230,20 @@ def test_a_run_says_that_its_data_changed_and_goes_on(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     (run_folder,) = (tmp_path / "runs").iterdir()
     saved = json.loads((run_folder / "task.json").read_text())["data_sha256"]
-    for rows[7], changed in (("7,1,yes", False), ("7,2,yes", True)):
+    for rows[7], ends_by, changed in (
+        ("7,1,yes", signal.SIGINT, False),
+        ("7,2,yes", signal.SIGKILL, True),
+        ("7,2,yes", signal.SIGINT, True),  # the last checkpoint is still of the data before
+        ("7,2,yes", signal.SIGINT, False),
+    ):
         table.write_text("\n".join(["a,b,answer", *rows]))
         with start_until("grown  epoch", [*RESUME, str(run_folder)], tmp_path) as again:
-            again.send_signal(signal.SIGINT)
+            again.send_signal(ends_by)
         events = list(read_chain(run_folder / "events.jsonl"))
         resumed = [event.data for event in events if event.kind == "resumed"]
         assert resumed[-1]["data_changed"] is changed
-        now = json.loads((run_folder / "task.json").read_text())["data_sha256"]
-        assert (now != saved) is changed
+    now = json.loads((run_folder / "task.json").read_text())["data_sha256"]
+    assert now != saved
 
 
 def test_what_cannot_go_on_is_explained(undisturbed: FinishedRun, tmp_path: Path) -> None:

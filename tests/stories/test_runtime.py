@@ -2,10 +2,18 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from esper.contracts import FieldReport, KasminaCommand, SeedState
+from esper.contracts import (
+    Action,
+    AdaptationSignal,
+    FieldReport,
+    KasminaCommand,
+    SeedState,
+    SystemStatePacket,
+)
 from esper.oona.broker import shared_broker
 from esper.tamiyo import Runtime, RuntimeUrls
 
@@ -50,6 +58,61 @@ def test_settling_sees_every_message_once(runtime: Runtime) -> None:
     assert counts == {"control.kasmina.commands": 200, "innovation.field_reports": 1}
     assert runtime.lost == {}
     assert runtime.unfiled == 0
+
+
+def _telemetry(epoch: int, *, reason: str = "r") -> SystemStatePacket:
+    decision = AdaptationSignal(epoch=epoch, policy="gap", action=Action.WAIT, reason=reason)
+    return SystemStatePacket(
+        run_id="run-1",
+        epoch=epoch,
+        step=epoch,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_accuracy=None,
+        learning_rate=1e-3,
+        num_parameters=1,
+        seeds=(),
+        decisions=(decision,),
+        events=(),
+    )
+
+
+def test_telemetry_lingers_until_another_message_or_the_end(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[object] = []
+    bus = runtime._bus  # pyright: ignore[reportPrivateUsage]
+    publish = bus.publish_nowait
+
+    def note(payload: Any, *, sender_id: str, trace_id: str | None = None) -> None:
+        sent.append(payload)
+        publish(payload, sender_id=sender_id, trace_id=trace_id)
+
+    monkeypatch.setattr(bus, "publish_nowait", note)
+    monkeypatch.setattr("esper.tamiyo.runtime.LINGER_SECONDS", 1e6)
+    epochs = [_telemetry(epoch) for epoch in range(5)]
+    with runtime:
+        for epoch in epochs[:3]:
+            runtime.publish(epoch)
+        assert sent == epochs[:1]
+        runtime.publish(REPORT)
+        assert sent == [*epochs[:3], REPORT]
+        runtime.publish(epochs[3])
+        runtime.send_lingering()
+        assert sent[4:] == epochs[3:4]
+        runtime.publish(epochs[4])
+        assert runtime.settle(num_field_reports=1)
+        assert sent[5:] == epochs[4:]
+        assert runtime.topic_counts["system.events.epoch"] == 5
+
+
+def test_a_message_that_is_too_large_costs_no_other(runtime: Runtime) -> None:
+    with runtime:
+        for epoch in (_telemetry(0), _telemetry(1, reason="x" * 2**21), _telemetry(2)):
+            runtime.publish(epoch)
+        runtime.publish(REPORT)
+        assert runtime.settle(num_field_reports=1)
+        assert runtime.topic_counts["system.events.epoch"] == 2
 
 
 def test_settling_waits_for_the_library(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

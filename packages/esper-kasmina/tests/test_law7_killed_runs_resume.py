@@ -3,6 +3,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import errno
 import itertools
 import json
 import os
@@ -32,6 +33,7 @@ from kasmina_factory import (
 )
 from kasmina_run import WHEN
 from kasmina_worlds import OPTIMIZERS, SCHEDULERS, Life, attach, begin, come_back, seen, surround
+from safetensors import SafetensorError
 from torch import nn, optim
 
 from esper.contracts import (
@@ -284,6 +286,29 @@ def test_a_process_that_dies_while_it_writes_leaves_the_previous_moment(
     life.bed.checkpoint(tmp_path)
     assert come_back(life, tmp_path).bed.step == step + 1
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("step-")]) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["I/O error: No space left on device (os error 28)", "IoError(Os { code: 28, kind: … })"],
+)
+def test_a_full_disk_is_an_operating_systems_error_and_leaves_the_previous_moment(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin("mlp")
+    life.bed.checkpoint(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    life.live(1)
+
+    def fail(*_: object) -> None:
+        raise SafetensorError(f"Error while serializing: {words}")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="No space left on device") as told:
+        life.bed.checkpoint(tmp_path)
+    assert told.value.errno == errno.ENOSPC
+    assert sorted(tmp_path.rglob("*")) == before
+    assert come_back(life, tmp_path).bed.step == life.bed.step - 1
 
 
 def moment(folder: Path) -> Path:

@@ -198,6 +198,43 @@ def test_tied_weights_survive(tmp_path: Path) -> None:
     assert model.second.weight is model.first.weight
 
 
+class Views(nn.Module):
+    """Keeps what is a view of other memory, or is to be read with another sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        both = torch.arange(12.0).reshape(3, 4)
+        for name, value in {
+            "upper": both[:1],
+            "lower": both[1:],
+            "turned": torch.arange(6.0).reshape(2, 3).t(),
+            "repeated": torch.arange(2.0).expand(3, 2),
+            "none": torch.zeros(0, 3),
+            "conjugate": torch.tensor([1 + 2j, 3 - 1j]).conj(),
+            "negative": torch.tensor([1 + 2j, 3 - 1j]).conj().imag,
+        }.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_views_of_other_memory_come_back(checkpoint: bool, tmp_path: Path) -> None:
+    model = Views()
+    bed = wrap(model, targets=["head"])
+    bed.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    (bed.checkpoint if checkpoint else bed.save)(tmp_path)
+    fresh = Views()
+    for buffer in fresh.buffers():
+        buffer.data = torch.zeros_like(buffer)
+    again = load(fresh, tmp_path)
+    assert again.weights_sha256() == bed.weights_sha256()
+    for name, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+
+
 def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1

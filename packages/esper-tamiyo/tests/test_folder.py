@@ -62,6 +62,20 @@ def test_a_run_that_died_before_it_got_its_name_can_be_gone_on_with(tmp_path: Pa
         pass
 
 
+def test_a_complete_run_gets_its_name_and_is_rid_of_its_checkpoints(tmp_path: Path) -> None:
+    with run_folder(RunConfig(out=tmp_path)) as folder:
+        folder.write_json("summary.json", {"interrupted": False})
+        folder.keep = True
+    folder.final_path.rename(folder.path)
+    with pytest.raises(ConfigError, match="is complete"), reopened_folder(folder.path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [folder.run_id]
+    (folder.final_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="is complete"), reopened_folder(folder.final_path):
+        pass
+    assert [path.name for path in folder.final_path.iterdir()] == ["summary.json"]
+
+
 def test_an_output_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

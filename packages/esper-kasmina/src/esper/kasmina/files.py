@@ -96,13 +96,14 @@ def read(path: Path, *, advice: str) -> bytes:
 
 
 def _write(path: Path, content: Content) -> None:
-    if isinstance(content, bytes):
+    if not isinstance(content, dict):
         path.write_bytes(content)
         return
     try:
         safetensors.torch.save_file(content, path)  # pyright: ignore[reportUnknownMemberType]
     except SafetensorError as error:
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
+        # Its versions spell it in two ways: `(os error 28)`, and `Os { code: 28, … }`.
+        if (found := re.search(r"(?:os error|Os \{ code:) (\d+)", str(error))) is None:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error

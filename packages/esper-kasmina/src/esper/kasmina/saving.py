@@ -94,7 +94,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     """Return the sha256 over names, types, shapes and bytes; the same on every device."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        value = state[name].cpu().contiguous()
+        value = _dense(state[name])
         digest.update(canonical_json({name: [str(value.dtype), list(value.shape)]}))
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -144,12 +144,17 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     apart: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in state.items():
-        here = value.cpu().contiguous()
+        here = _dense(value)
         storage = here.untyped_storage()
         is_own = storage.nbytes() == here.nbytes and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
         apart[name] = here if is_own else here.clone()
     return apart
+
+
+def _dense(value: Tensor) -> Tensor:
+    """Return its numbers as they are read, one after the other, in the CPU's memory."""
+    return value.resolve_conj().resolve_neg().cpu().contiguous()
 
 
 def in_order(seeds: Collection[Seed]) -> list[Seed]:

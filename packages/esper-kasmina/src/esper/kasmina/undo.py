@@ -1,8 +1,8 @@
 """The way back: everything that training may change, taken at one moment and put back bit for bit.
 
-The bed takes a `Snapshot` when a seed enters GRAFTING and drops it at the verdict; a mark and a
-checkpoint hold one too. It costs one copy of weights, gradients, buffers and optimizer state, for the
-host and for each of its copies.
+The bed takes a `Snapshot` when a seed enters GRAFTING and drops it at the verdict; a mark holds one too. It
+costs one copy of weights, gradients, buffers and optimizer state, for the host and for each of its copies;
+only one that a checkpoint writes at once is lent instead (`modulestate.lending`).
 """
 
 import random

@@ -19,6 +19,7 @@ from esper.contracts import (
     EsperError,
     LogPosition,
     NotFoundError,
+    Sha256,
 )
 from esper.contracts.registry import saved_beds
 from esper.tamiyo.config import RunConfig
@@ -61,6 +62,8 @@ class Place(Contract):
     setbacks: tuple[Setback, ...] = ()
     """Times that the run has gone back already."""
     log: LogPosition
+    data_sha256: Sha256 | None = None
+    """Of the samples that it was trained on; None if the run is older than that."""
 
     @property
     def progress(self) -> Progress:

@@ -173,6 +173,8 @@ class Tamiyo:
     def close(self) -> None:
         """Stop following the optimizer and close what this controller opened; idempotent."""
         atexit.unregister(self.close)
+        if self._is_open:
+            self._runtime.send_lingering()
         self._is_open = False
         self._closing.close()
 

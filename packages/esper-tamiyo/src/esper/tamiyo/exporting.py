@@ -118,7 +118,10 @@ def _task(run: Path, config: RunConfig) -> tuple[Task, TaskFacts]:
             f"{error} (this export needs the data: {why}; put it back, or say where it is now in "
             f"{run / 'config.yaml'})"
         ) from error
-    return task, facts_of(task) if kept is None else kept[0]
+    if kept is not None:
+        return task, kept[0]
+    # Of the data as it is now; whether the run saw the same nobody knows.
+    return task, facts_of(task).model_copy(update={"data_sha256": None})
 
 
 def _decide(bed: SeedBed) -> list[str]:

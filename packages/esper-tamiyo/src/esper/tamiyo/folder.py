@@ -113,12 +113,14 @@ def reopened_folder(path: Path) -> Generator[RunFolder]:
         raise NotFoundError(
             f"there is no run {path}; `tamiyo resume` takes a run folder, for example runs/{folder.run_id}"
         )
-    # One that is hidden was killed before it got its name, and its checkpoints are still there.
-    if folder.path == final and _is_complete(final):
-        lacks = (
-            "" if (folder.path / "report.html").is_file() else f"; tamiyo report {path} draws it"
-        )
-        raise ConfigError(f"the run in {path} is complete; there is nothing to go on with{lacks}")
+    # One that is hidden was killed before it got its name; with a checkpoint its end is written again.
+    can_go_on = folder.path != final and (folder.path / CHECKPOINTS).is_dir()
+    if not can_go_on and _is_complete(folder.path):
+        with _only_one(folder.path):
+            folder.is_complete = True
+            _finish(folder)
+        lacks = "" if (final / "report.html").is_file() else f"; tamiyo report {final} draws it"
+        raise ConfigError(f"the run in {final} is complete; there is nothing to go on with{lacks}")
     with _only_one(folder.path):
         try:
             yield folder

@@ -46,7 +46,7 @@ from esper.tamiyo.saving import keep_average, save_model, save_report, save_summ
 from esper.tamiyo.stopping import StopRequestedError, StopSignals
 from esper.tamiyo.summary import RunRecord, Training
 from esper.tamiyo.tasks import Readers, Source, Task, load_task
-from esper.tamiyo.tasks.facts import facts_of, has_other_data, write_facts
+from esper.tamiyo.tasks.facts import TaskFacts, facts_of, write_facts
 from esper.tamiyo.tracking import Tracker, tracking
 from esper.tamiyo.training import Means, Progress, choose_means
 from esper.tamiyo.ui import Ui
@@ -195,7 +195,8 @@ def _train(
             f"{escape(repr(task.name))} is in memory, where nothing is faster"
         )
     facts = facts_of(task)
-    data_changed = place is not None and has_other_data(folder.path, facts)
+    before = None if place is None else place.data_sha256
+    data_changed = before not in (None, facts.data_sha256)
     if data_changed and setback is None:
         ui.say(
             "[yellow]note[/]   the data changed since this run was stopped: it goes on with what is there "
@@ -264,7 +265,17 @@ def _train(
                 on_forged=ui.forged,
             )
             try:
-                grow(controller, learner, record, log, saver, watch, place=place, setback=setback)
+                grow(
+                    controller,
+                    learner,
+                    record,
+                    log,
+                    saver,
+                    watch,
+                    facts,
+                    place=place,
+                    setback=setback,
+                )
             finally:
                 folder.can_go_on = bool(record.grown.curve) and saver.has_written
             save_model(folder, bed)
@@ -331,6 +342,7 @@ def grow(
     log: EventLog,
     saver: Checkpoints,
     watch: Watch,
+    facts: TaskFacts,
     *,
     place: Place | None = None,
     setback: Setback | None = None,
@@ -355,6 +367,7 @@ def grow(
             curve=checkpoints.known(record.grown.curve),
             setbacks=tuple(record.setbacks),
             log=log.position,
+            data_sha256=facts.data_sha256,
         )
         if not saver.write(controller, here):
             record.checkpoint_failure = saver.failure

@@ -138,8 +138,8 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         """Stop the workers, send what is queued, disconnect; gives up on servers that do not answer."""
-        self._send()
         try:
+            self.send_lingering()
             self._run(self._close(), END_TIMEOUT_SECONDS)
         except EsperError as failure:
             _log.warning("the bus was not closed in order", error=str(failure))
@@ -174,12 +174,18 @@ class Runtime:
         self._lingering.append(payload)
         is_telemetry = isinstance(payload, SystemStatePacket | HealthSignal)
         if not is_telemetry or time.monotonic() - self._sent_at >= LINGER_SECONDS:
-            self._send()
+            self.send_lingering()
 
-    def _send(self) -> None:
+    def send_lingering(self) -> None:
+        """Send what lingers. What the bus does not take, as too large, is logged and not waited for."""
         lingering, self._lingering = self._lingering, []
         for payload in lingering:
-            self._bus.publish_nowait(payload, sender_id=SENDER, trace_id=self.run_id)
+            try:
+                self._bus.publish_nowait(payload, sender_id=SENDER, trace_id=self.run_id)
+            except EsperError as error:
+                _log.error("a message was not sent", error=str(error))
+                with self._changed:
+                    self._published[topic_of(payload)] -= 1
         self._sent_at = time.monotonic()
 
     def take_commands(self) -> list[KasminaCommand]:
@@ -238,7 +244,7 @@ class Runtime:
         """
         deadline = time.monotonic() + timeout_seconds
         self.unfiled = num_field_reports
-        self._send()
+        self.send_lingering()
         try:
             sent = self._run(self._bus.flush(timeout_seconds), timeout_seconds + 1)
             with self._changed:

@@ -97,13 +97,6 @@ def write_facts(folder: Path, facts: TaskFacts, encoding: dict[str, Any] | None)
         write_encoding(folder, encoding)
 
 
-def has_other_data(folder: Path, facts: TaskFacts) -> bool:
-    """Tell whether the run in `folder` was trained on other samples than these, as far as is known."""
-    kept = read_facts(folder)
-    before = None if kept is None else kept[0].data_sha256
-    return before is not None and before != facts.data_sha256
-
-
 def write_encoding(folder: Path, encoding: dict[str, Any]) -> None:
     """Write `encoding.json`."""
     text = json.dumps(encoding, indent=1, ensure_ascii=False, allow_nan=False)
