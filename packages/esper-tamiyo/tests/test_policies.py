@@ -2,10 +2,12 @@
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import override
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_factory import (
     FALLING,
@@ -23,12 +25,14 @@ from esper.contracts import (
     Action,
     AdaptationSignal,
     Candidate,
+    CompiledKernelArtifact,
     ConfigError,
     EventLog,
     HealthSignal,
     KernelSignature,
     NotFoundError,
     SeedState,
+    SeedStatus,
     SiteKind,
     SystemStatePacket,
 )
@@ -49,6 +53,7 @@ from esper.tamiyo import (
     Scripted,
 )
 from esper.tamiyo.policies import attention_of
+from esper.tamiyo.policies.growing import MOST_CANDIDATES
 
 ALWAYS = AtRandom(chance=1.0)
 GROWING: list[Growing] = [Heuristic(timing=ALWAYS), Gap(timing=ALWAYS), Chance(timing=ALWAYS)]
@@ -72,6 +77,37 @@ def test_equal_observations_give_equal_proposals_for_dormant_seeds(
     if proposal.chosen is not None:
         assert seeds[proposal.chosen.seed_id[0]].state is SeedState.DORMANT
         assert math.isfinite(proposal.chosen.score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Growing):
+    """Scores as it is told."""
+
+    points: dict[tuple[tuple[int, int], str], int]
+
+    @override
+    def score(
+        self, observation: Observation, seed: SeedStatus, kernel: CompiledKernelArtifact
+    ) -> tuple[float, dict[str, float]]:
+        return float(self.points[seed.seed_id, kernel.kernel_id]), {}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_the_best_candidates_go_on_record_in_order(data: st.DataObject) -> None:
+    kernels = [kernel(number) for number in range(7)]
+    seeds = [seed(index) for index in range(12)]
+    points = {
+        (each.seed_id, block.kernel_id): data.draw(st.integers(0, 30))
+        for each in seeds
+        for block in kernels
+    }
+    sites = [site(index) for index in range(12)]
+    policy = Told(timing=ALWAYS, points=points)
+    found = policy.propose(observation(STALLED, seeds=seeds, sites=sites, kernels=kernels))
+    ranked = sorted(points, key=lambda pair: (-points[pair], pair))[:MOST_CANDIDATES]
+    assert [(each.seed_id, each.kernel_id) for each in found.candidates] == ranked
+    assert "scores highest of 84" in found.reason
 
 
 @pytest.mark.parametrize("policy", GROWING, ids=lambda policy: policy.name)
@@ -353,7 +389,7 @@ def test_a_script_of_another_host_is_told_before_training_and_never_stops_it(
 ) -> None:
     script = Scripted.from_log(_log(tmp_path / "log", {1: _candidate(1)}))
     script.check([site(0), site(1)])
-    with pytest.raises(ConfigError, match=r"block1 at 'layer1' \(1, 0\) at epoch 1.*same host"):
+    with pytest.raises(ConfigError, match=r"block1 at 'layer1' \(1, 0\) at epoch 2.*same host"):
         script.check([site(0)])
     proposal = script.propose(observation([1.0, 1.0], kernels=[kernel(2)]))
     assert proposal.chosen is None

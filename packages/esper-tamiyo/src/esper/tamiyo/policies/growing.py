@@ -3,11 +3,11 @@
 A policy of its own is a subclass with a `name` and a `score`; everything else is a field.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from bisect import insort
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from heapq import nsmallest
-from itertools import count
 from typing import NamedTuple
 
 from esper.contracts import (
@@ -114,18 +114,15 @@ class Growing(ABC):
     def _best(
         self, observation: Observation, refused: Collection[str]
     ) -> tuple[int, Sequence["_Scored"]]:
-        """Return how many candidates there are, and the best of them, best first."""
-        counter = count()
-        scored = (each for each, _ in zip(self._score_all(observation, refused), counter))  # noqa: B905
-        best = nsmallest(MOST_CANDIDATES, scored)
-        return next(counter), best
+        """Score every place that can grow with every kernel that fits it and did not fail there.
 
-    def _score_all(self, observation: Observation, refused: Collection[str]) -> Iterator["_Scored"]:
-        """Score every place that can grow with every kernel that fits it and did not fail there."""
+        Return how many candidates there are, and the best of them, best first.
+        """
         failed = {(report.seed_id, report.kernel_id) for report in observation.outcomes}
         affordable = [kernel for kernel in observation.kernels if kernel.kernel_id not in refused]
         fitting: dict[tuple[KernelSignature, int], list[CompiledKernelArtifact]] = {}
         kept = _kept(observation) if self.stack else {}
+        num_scored, best, least = 0, list[_Scored](), -math.inf
         for seed in next_in_row(observation):
             last = kept.get(observation.row_of(seed))
             site = observation.site_of(seed)
@@ -134,13 +131,19 @@ class Growing(ABC):
                 kernels = [each for each in affordable if observation.suits(each, site)]
                 fitting[site.signature, site.spans] = kernels
             scores = self.scores(observation, seed, kernels)
-            seed_id = seed.seed_id
             for kernel, score in zip(kernels, scores, strict=True):
-                kernel_id = kernel.kernel_id
-                if (seed_id, kernel_id) not in failed:
-                    is_copy = last is not None and last.kernel_id == kernel_id
-                    copy_of = last.seed_id if last is not None and is_copy else None
-                    yield _Scored(-score, seed_id, kernel_id, seed, kernel, copy_of)
+                if failed and (seed.seed_id, kernel.kernel_id) in failed:
+                    continue
+                num_scored += 1
+                if score < least:
+                    continue
+                is_copy = last is not None and last.kernel_id == kernel.kernel_id
+                copy_of = last.seed_id if last is not None and is_copy else None
+                insort(best, _Scored(-score, seed.seed_id, kernel.kernel_id, seed, kernel, copy_of))
+                if len(best) >= MOST_CANDIDATES:
+                    del best[MOST_CANDIDATES:]
+                    least = -best[-1].minus_score
+        return num_scored, best
 
     def _candidate(self, observation: Observation, scored: "_Scored") -> Candidate:
         score, numbers = self.score(observation, scored.seed, scored.kernel)
