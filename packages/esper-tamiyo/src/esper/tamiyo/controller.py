@@ -13,6 +13,7 @@ import atexit
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -370,20 +371,23 @@ class Tamiyo:
         verdict = judge(evidence, min_gain=min_gain, is_last=is_last)
         return Move(if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers)
 
-    def _look(self) -> Sequence[HealthSignal]:
+    def _look(self) -> Observation:
         """Measure the health of all sites if the policy wants to know it; have it sampled if it ever may."""
-        attention = attention_of(self.policy, self._observe(()))
+        observation = self._observe(())
+        attention = attention_of(self.policy, observation)
         self.bed.watch(on=attention is not Attention.NONE)
-        health = self.bed.health(self.epoch) if attention is Attention.NOW else ()
+        if attention is not Attention.NOW:
+            return observation
+        health = self.bed.health(self.epoch)
         for signal in health:
             self._record("health", signal)
-        return health
+        return replace(observation, health=health)
 
-    def _grow(self, health: Sequence[HealthSignal]) -> None:
+    def _grow(self, observation: Observation) -> None:
         """Ask the policy, and germinate what it chose."""
         germinated: set[tuple[int, int]] = set()
         while True:
-            proposal = self.policy.propose(self._observe(health))
+            proposal = self.policy.propose(observation)
             chosen = proposal.chosen
             if chosen is None or chosen.seed_id in germinated:
                 break
@@ -395,6 +399,7 @@ class Tamiyo:
             )
             self._command(chosen.seed_id, _S.GERMINATED, proposal.reason, chosen.kernel_id)
             self._advance(self._status(chosen.seed_id))
+            observation = self._observe(observation.health)
         if not germinated:
             self._decide(Action.WAIT, proposal.reason, proposal=proposal)
 
