@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.contracts.words import place
 from esper.tamiyo.story import read_story
 from esper.testkit.runs import FinishedRun, Train
 
@@ -59,7 +60,7 @@ def test_a_run_is_explained_in_words(grown: FinishedRun) -> None:
     done = tamiyo("explain", grown.folder, cwd=grown.cwd)
     assert (done.returncode, done.stderr) == (0, "")
     for attempt in read_story(grown.folder).attempts:
-        assert f"{attempt.name} at layer {attempt.site}" in done.stdout
+        assert f"{attempt.name} at {place(attempt.site)}" in done.stdout
         assert attempt.report is not None
         assert attempt.report.reason in done.stdout
     one = tamiyo("explain", grown.folder, "--seed", "0,0", cwd=grown.cwd)

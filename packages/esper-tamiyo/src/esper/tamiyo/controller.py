@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from esper.contracts import (
@@ -156,26 +155,20 @@ class Tamiyo:
             raise
         self._closing.callback(claim(bed))
         self._closing.callback(bed.detach)
+        self._closing.callback(self._runtime.send_lingering)
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
         """Return the controller, which is already at work."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the controller."""
         self.close()
 
     def close(self) -> None:
         """Stop following the optimizer and close what this controller opened; idempotent."""
         atexit.unregister(self.close)
-        if self._is_open:
-            self._runtime.send_lingering()
         self._is_open = False
         self._closing.close()
 
