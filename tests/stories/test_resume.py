@@ -239,6 +239,7 @@ def test_a_run_says_that_its_data_changed_and_goes_on(tmp_path: Path) -> None:
         table.write_text("\n".join(["a,b,answer", *rows]))
         with start_until("grown  epoch", [*RESUME, str(run_folder)], tmp_path) as again:
             again.send_signal(ends_by)
+            again.communicate(timeout=60)  # a closed pipe would end it before it saves
         events = list(read_chain(run_folder / "events.jsonl"))
         resumed = [event.data for event in events if event.kind == "resumed"]
         assert resumed[-1]["data_changed"] is changed
