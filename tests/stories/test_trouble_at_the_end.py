@@ -25,6 +25,8 @@ from esper.testkit.runs import COMMAND
 BOUND_SECONDS = 60.0
 """Far above the sum of the limits in `runtime`, far below for ever; the machine may be busy."""
 
+FULL = Path("/dev/full")
+
 FAILS_AS_A_TWIN = """
 from torch import nn
 
@@ -158,6 +160,37 @@ def test_signals_while_the_run_is_saved_cost_nothing(tmp_path: Path) -> None:
     assert summary["interrupted"]
     assert "report" in stdout
     _comes_back(tmp_path, summary)
+
+
+def test_ctrl_c_behind_a_pipe_whose_reader_is_gone_saves_everything(tmp_path: Path) -> None:
+    """As in `train | tee log`, where Ctrl-C ends tee as well, and first."""
+    with _training(tmp_path, "--epochs", "100000") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        process.send_signal(signal.SIGINT)
+        _, stderr, summary = _finish(process, tmp_path)
+    assert process.returncode == 130
+    assert stderr == "train: its output cannot be written any more (Broken pipe); the run goes on\n"
+    assert summary["interrupted"]
+    _comes_back(tmp_path, summary)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which Linux has")
+def test_a_log_on_a_full_disk_costs_the_log_and_not_the_run(tmp_path: Path) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--epochs", "3", "--no-twin"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be written any more (No space left on device)") == 1
+    (path,) = tmp_path.glob("runs/*/summary.json")
+    _comes_back(tmp_path, json.loads(path.read_text()))
 
 
 def _is_saving(folder: Path) -> bool:

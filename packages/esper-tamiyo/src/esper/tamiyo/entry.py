@@ -6,6 +6,8 @@ with them, there is nothing to save, so a signal ends the process with one line,
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,6 +38,10 @@ def what_is_left(program: str) -> str:
 
 
 def _be_ready(program: str) -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started without, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for the life of the process
+
     def leave(_: int, __: object) -> None:
         # Not an exception: half-imported modules catch it, or turn it into errors of their own.
         os.write(2, f"{program}: interrupted; {what_is_left(program)}\n".encode())

@@ -1,14 +1,17 @@
 """What every command does about errors: one clear message and an exit code, never a raw traceback."""
 
+import errno
 import logging
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import TextIO, cast
 
 import typer
 
 from esper.contracts import EsperError, setup_logging
 from esper.tamiyo.entry import EXIT_INTERRUPTED, what_is_left
+from esper.tamiyo.output import Lasting, OutputLostError, give_up, say_on_stderr
 from esper.tamiyo.stopping import StoppedEarlyError
 
 EXIT_UNEXPECTED = 1
@@ -24,10 +27,17 @@ def guarded(program: str, *, debug: bool) -> Generator[None]:
     """
     # What a person must know is said by the commands themselves, once; log lines are for --debug.
     setup_logging(program, logging.DEBUG if debug else logging.CRITICAL)
+    output = cast(TextIO, Lasting(sys.stdout, on_loss=give_up))
     try:
-        yield
+        with redirect_stdout(output):
+            yield
+            output.flush()
     except StoppedEarlyError:
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except OutputLostError as error:
+        if error.errno != errno.EPIPE:  # `tamiyo explain RUN | head` is no mistake
+            _print_error(program, f"the output cannot be written: {error.strerror}", error)
+        raise typer.Exit(EXIT_UNEXPECTED) from None
     except EsperError as error:
         if debug:
             raise
@@ -50,4 +60,4 @@ def _print_error(
 ) -> None:
     """Print one message, with what is left of the run where something is (see `folder`)."""
     left = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
-    print("; ".join([f"{program}: {text}", *left]), file=sys.stderr)
+    say_on_stderr("; ".join([f"{program}: {text}", *left]))

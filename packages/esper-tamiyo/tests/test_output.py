@@ -1,0 +1,76 @@
+"""Output that nobody reads any more: a run goes on, a question ends quietly."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+import typer
+
+from esper.tamiyo.guarding import guarded
+from esper.tamiyo.ui import Ui
+
+FULL = Path("/dev/full")
+LONG = "word " * 100_000
+"""More than any pipe or buffer holds."""
+
+
+@contextmanager
+def unread() -> Generator[TextIO]:
+    """Make standard output a pipe whose reader is gone, as behind `| head` once head has ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream, redirect_stdout(stream):
+        yield stream
+
+
+@pytest.mark.parametrize("text", ["one line", LONG], ids=["held in the buffer", "long"])
+def test_a_question_whose_answer_nobody_reads_ends_quietly(
+    text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with unread() as stream:
+        with pytest.raises(typer.Exit) as ended, guarded("tamiyo explain", debug=False):
+            print(text)
+        stream.flush()  # as Python does at its end
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_pipe_of_something_else_is_still_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with unread(), pytest.raises(typer.Exit), guarded("train", debug=False):
+        raise BrokenPipeError(32, "Broken pipe")
+    assert "unexpected BrokenPipeError" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which Linux has")
+def test_an_answer_on_a_full_disk_is_an_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        FULL.open("w") as full,
+        redirect_stdout(full),
+        pytest.raises(typer.Exit) as ended,
+        guarded("tamiyo explain", debug=False),
+    ):
+        print("one line")
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err == (
+        "tamiyo explain: the output cannot be written: No space left on device\n"
+    )
+
+
+def test_a_run_goes_on_and_says_once_that_nobody_reads(capfd: pytest.CaptureFixture[str]) -> None:
+    with unread(), guarded("train", debug=False), Ui() as ui:
+        for _ in range(3):
+            ui.say(LONG)
+    assert capfd.readouterr().err == (
+        "train: its output cannot be written any more (Broken pipe); the run goes on\n"
+    )
+
+
+def test_a_run_goes_on_when_nobody_reads_its_errors_either() -> None:
+    with unread() as stream, redirect_stderr(stream), guarded("train", debug=False), Ui() as ui:
+        ui.say(LONG)
+        ui.warn(LONG)
