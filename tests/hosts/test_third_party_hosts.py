@@ -98,11 +98,13 @@ def scores(host: Host, model: nn.Module) -> Tensor:
 
 
 @every_host
-def test_every_layer_that_is_called_carries_a_seed_by_default(name: str) -> None:
+def test_every_layer_that_is_called_and_every_block_carries_a_seed_by_default(name: str) -> None:
     host, model = prepare(name)
     found = plan(model, example=host.batch(0))
     assert found.problems == ()
-    assert len(found.sites) == host.num_sites
+    names = [site.name for site in found.sites]
+    blocks = [name for name in names if any(each.startswith(f"{name}.") for each in names)]
+    assert (len(names) - len(blocks), len(blocks)) == (host.num_layers, host.num_blocks)
     assert all("never called" in line or "output head" in line for line in found.refused)
 
 

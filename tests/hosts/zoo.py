@@ -38,8 +38,10 @@ class Host:
     build: Callable[[], nn.Module]
     blocks: tuple[str, ...]
     """Its blocks as sites: each a whole module of the package's own."""
-    num_sites: int
+    num_layers: int
     """How many layers carry seeds by default, given an example."""
+    num_blocks: int
+    """How many of its blocks, or of its stages where these are the outermost, do so too."""
     inputs: Callable[[torch.Generator], Inputs]
     targets: tuple[int, ...] = (B,)
     """Shape of the classes to predict: one per sample, or one per token."""
@@ -98,43 +100,60 @@ _words = partial(_tokens, ("input_ids",))
 
 HOSTS: dict[str, Host] = {
     "torchvision_resnet18": Host(
-        build=_torchvision("resnet18"), inputs=_of_timm, blocks=("layer*.*",), num_sites=20
+        build=_torchvision("resnet18"),
+        inputs=_of_timm,
+        blocks=("layer*.*",),
+        num_layers=20,
+        num_blocks=8,
     ),
     "torchvision_vit": Host(
         build=_torchvision("VisionTransformer", SIDE, 8, 2, 2, 16, 32),
         inputs=_of_timm,
         blocks=("encoder.layers.*",),
-        num_sites=7,
+        num_layers=7,
+        num_blocks=2,
     ),
     "torchvision_swin": Host(
         build=_torchvision("SwinTransformer", [4, 4], 16, [2, 2], [2, 4], [4, 4]),
         inputs=_of_timm,
         blocks=("features.[13].*",),
-        num_sites=10,
+        num_layers=10,
+        num_blocks=5,
     ),
     "timm_resnet": Host(
-        build=_timm("test_resnet"), inputs=_of_timm, blocks=("layer*.*",), num_sites=15
+        build=_timm("test_resnet"),
+        inputs=_of_timm,
+        blocks=("layer*.*",),
+        num_layers=15,
+        num_blocks=4,
     ),
     "timm_convnext": Host(
         build=_timm("convnext_atto", drop_path_rate=0.1),
         inputs=_of_timm,
         blocks=("stages.*.blocks.*",),
-        num_sites=40,
+        num_layers=40,
+        num_blocks=4,
     ),
     "timm_efficientnet": Host(
         build=_timm("efficientnet_b0", drop_path_rate=0.1),
         inputs=_of_timm,
         blocks=("blocks.*.*",),
-        num_sites=81,
+        num_layers=81,
+        num_blocks=16,
     ),
     "timm_mobilenet": Host(
-        build=_timm("mobilenetv3_small_050"), inputs=_of_timm, blocks=("blocks.*.*",), num_sites=53
+        build=_timm("mobilenetv3_small_050"),
+        inputs=_of_timm,
+        blocks=("blocks.*.*",),
+        num_layers=53,
+        num_blocks=12,
     ),
     "timm_vit": Host(
         build=_timm("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, depth=2, embed_dim=48),
         inputs=_of_timm,
         blocks=("blocks.*",),
-        num_sites=9,
+        num_layers=9,
+        num_blocks=2,
     ),
     "timm_swin": Host(
         build=_timm(
@@ -144,7 +163,8 @@ HOSTS: dict[str, Host] = {
         ),
         inputs=_of_timm,
         blocks=("layers.*.blocks.*",),
-        num_sites=18,
+        num_layers=18,
+        num_blocks=2,
     ),
     "gpt2": Host(
         build=_transformers(
@@ -155,7 +175,8 @@ HOSTS: dict[str, Host] = {
         inputs=_words,
         targets=(B, T),
         blocks=("transformer.h.*",),
-        num_sites=8,
+        num_layers=8,
+        num_blocks=2,
     ),
     "llama": Host(
         build=_transformers(
@@ -167,7 +188,8 @@ HOSTS: dict[str, Host] = {
         targets=(B, T),
         blocks=("model.layers.*.self_attn",),
         returns_tuples=True,
-        num_sites=14,
+        num_layers=14,
+        num_blocks=2,
     ),
     "bert": Host(
         build=_transformers(
@@ -177,7 +199,8 @@ HOSTS: dict[str, Host] = {
         ),
         inputs=_words,
         blocks=("bert.encoder.layer.*",),
-        num_sites=13,
+        num_layers=13,
+        num_blocks=2,
     ),
     "t5": Host(
         build=_transformers(
@@ -189,7 +212,8 @@ HOSTS: dict[str, Host] = {
         targets=(B, T),
         blocks=("encoder.block.*", "decoder.block.*"),
         returns_tuples=True,
-        num_sites=32,
+        num_layers=32,
+        num_blocks=4,
     ),
 }
 
