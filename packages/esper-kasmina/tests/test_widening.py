@@ -80,11 +80,25 @@ def cnn(seed: int = 0) -> nn.Sequential:
     )
 
 
+class Flat(nn.Module):
+    """Puts the channels last: (B, D, H, W) → (B, H, W, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(1, -1)
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 X, IMAGES = random(16, 6), random(4, 2, 4, 4)
+
+every_pair = pytest.mark.parametrize(
+    ("make", "x", "name"),
+    [(mlp, X, "3"), (cnn, IMAGES, "4"), (cnn, IMAGES, "6")],
+    ids=["linear to linear", "convolution to convolution", "convolution to linear"],
+)
+"""A host, its inputs, and the layer that new units add to."""
 
 
 def wide_bed(
@@ -143,7 +157,16 @@ def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
         ),
         (Attentive, random(4, 5, 8), "fed by values through something that mixes rows"),
         (ByName, random(4, 8), "fed by first, which is not called with one tensor"),
-        (cnn, IMAGES, "fed by 4, a Conv2d; widening needs two layers of one type"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(2, 4, 3), Flat(), nn.Linear(4, 3)),
+            IMAGES,
+            "fed by 0, a Conv2d; widening needs two layers of one type",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv1d(300, 4, 3), nn.Flatten(), nn.Linear(8, 3)),
+            random(4, 300, 4),
+            "fed by 0, which is given 300 channels; new units that read all positions at once read 256",
+        ),
         (
             lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3, groups=2)),
             random(4, 2, 9),
@@ -223,6 +246,43 @@ def test_where_a_pooling_follows_new_channels_read_all_its_positions_side_by_sid
         h = model[:5](images)
     even = nn.functional.pixel_unshuffle(images[:, :, : size // 2 * 2, : size // 2 * 2], 2)
     torch.testing.assert_close(actual, model[5:](h + block(even)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "later", "num_read"),
+    [
+        ((6, 6), (6, 6), 144),  # each position of each of four channels
+        ((6, 6), (9, 5), 144),  # later on averages, where there are more or fewer
+        ((6, 9), (6, 9), 144),  # as many along each axis
+        ((20, 20), (20, 20), 256),  # or all that can be read
+        ((70,), (70,), 256),
+    ],
+)
+def test_new_units_of_a_linear_layer_read_all_positions_of_the_convolution_that_they_are_beside(
+    shape: tuple[int, ...], later: tuple[int, ...], num_read: int
+) -> None:
+    convolution = nn.Conv1d if len(shape) == 1 else nn.Conv2d
+    pool = nn.AdaptiveMaxPool1d(2) if len(shape) == 1 else nn.AdaptiveMaxPool2d(2)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(convolution(1, 4, 1), nn.ReLU(), convolution(4, 3, 3, padding=1)),
+        *(nn.ReLU(), pool, nn.Flatten(), nn.Linear(3 * 2 ** len(shape), 5)),
+    )
+    bed, _ = wide_bed(lambda: model, random(4, 1, *shape))
+    site = site_of(bed, "6")
+    assert bed.sites[site].signature.key == f"features-{num_read}-to-5-float32-cpu"
+    assert bed.sites[site].cost < bed.sites[0].cost
+    grow(bed, TO_FOSSILIZED, site=site, change=wake)
+    block = bed.seed((site, 0)).block
+    assert block is not None
+    x = random(6, 1, *later)
+    actual = model(x)
+    with bed.without((site, 0)):
+        given, plain = model[:2](x), model(x)
+    along = round((num_read / 4) ** (1 / len(shape)))
+    average = nn.AdaptiveAvgPool1d(along) if len(shape) == 1 else nn.AdaptiveAvgPool2d(along)
+    torch.testing.assert_close(actual, plain + block(average(given).flatten(1)))
+    assert not torch.allclose(actual, plain)
 
 
 def uneven() -> nn.Sequential:
@@ -318,16 +378,17 @@ def test_the_gain_is_what_reading_more_would_make_of_the_gap() -> None:
     assert other.expressivity_gain < 0.05 * other.expressivity_gap
 
 
-def test_culling_puts_everything_back() -> None:
-    bed, optimizer = wide_bed()
-    live(bed, optimizer, X, 2)
+@every_pair
+def test_culling_puts_everything_back(make: Callable[[], nn.Module], x: Tensor, name: str) -> None:
+    bed, optimizer = wide_bed(make, x)
+    live(bed, optimizer, x, 2)
     before = copy.deepcopy([bed.model.state_dict(), optimizer.state_dict()])
-    site = site_of(bed, "3")
+    site = site_of(bed, name)
     grow(
         bed,
         TO_GRAFTING,
         site=site,
-        between=lambda s: live(bed, optimizer, X, 2 * (s is S.GRAFTING)),
+        between=lambda s: live(bed, optimizer, x, 2 * (s is S.GRAFTING)),
     )
     order(bed, S.CULLED, seed_id=(site, 0))
     after = [bed.model.state_dict(), optimizer.state_dict()]
@@ -335,59 +396,73 @@ def test_culling_puts_everything_back() -> None:
     assert not any(m._forward_pre_hooks for m in bed.model.modules())  # pyright: ignore[reportPrivateUsage]
 
 
+@every_pair
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_are_as_wide_and_go_their_own_way(
     duplicate: Callable[[nn.Module], nn.Module],
+    make: Callable[[], nn.Module],
+    x: Tensor,
+    name: str,
 ) -> None:
-    bed, optimizer = wide_bed()
-    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
-    expected = bed.model(X)
+    bed, optimizer = wide_bed(make, x)
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, name), change=wake)
+    expected = bed.model(x)
     twin = duplicate(bed.model)
-    assert torch.equal(twin(X), expected)
-    live(bed, optimizer, X, 2)
-    assert torch.equal(twin(X), expected)
+    assert torch.equal(twin(x), expected)
+    live(bed, optimizer, x, 2)
+    assert torch.equal(twin(x), expected)
 
 
-def test_averages_become_wider_with_the_host() -> None:
-    model = mlp()
-    bed = wrap(model, example=X, widen=True, stages=QUICK)
+@every_pair
+def test_averages_become_wider_with_the_host(
+    make: Callable[[], nn.Module], x: Tensor, name: str
+) -> None:
+    model = make()
+    bed = wrap(model, example=x, widen=True, stages=QUICK)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     average = torch.optim.swa_utils.AveragedModel(model, avg_fn=lambda _a, new, _n: new)
     bed.attach(optimizer, copies=[average])
-    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
-    live(bed, optimizer, X, 2)
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, name), change=wake)
+    live(bed, optimizer, x, 2)
     average.update_parameters(model)
-    assert torch.equal(average(X), model(X))
+    assert torch.equal(average(x), model(x))
 
 
-def test_a_wider_model_that_was_saved_comes_back(tmp_path: Path) -> None:
-    bed, _ = wide_bed(depth=2)
-    site = site_of(bed, "3")
+@every_pair
+def test_a_wider_model_that_was_saved_comes_back(
+    make: Callable[..., nn.Module], x: Tensor, name: str, tmp_path: Path
+) -> None:
+    bed, _ = wide_bed(make, x, depth=2)
+    site = site_of(bed, name)
     for slot in (1, 0):
         grow(bed, TO_FOSSILIZED, site=site, chunk=slot, change=wake)
     bed.save(tmp_path)
-    loaded = load(mlp(seed=5), tmp_path)
-    assert torch.equal(loaded.model(X), bed.model(X))
+    loaded = load(make(seed=5), tmp_path)
+    assert torch.equal(loaded.model(x), bed.model(x))
     assert loaded.sites == bed.sites
-    with pytest.raises(HostError, match=r"the site '3' is missing|grew on a different host"):
+    with pytest.raises(HostError, match=rf"the site '{name}' is missing|grew on a different host"):
         load(nn.Sequential(nn.Linear(6, 8)), tmp_path)
 
 
-def test_a_wider_model_is_traced_whole() -> None:
-    bed, _ = wide_bed()
-    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
+@every_pair
+def test_a_wider_model_is_traced_whole(make: Callable[[], nn.Module], x: Tensor, name: str) -> None:
+    bed, _ = wide_bed(make, x)
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, name), change=wake)
     bed.model.eval()
     compiled = torch.compile(bed.model, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(X), bed.model(X))
+    assert torch.equal(compiled(x), bed.model(x))
 
 
-def test_an_export_of_a_wider_model_answers_as_it_does(tmp_path: Path) -> None:
-    bed, _ = wide_bed()
-    grow(bed, TO_FOSSILIZED, site=site_of(bed, "3"), change=wake)
-    bed.export(tmp_path, X)
+@every_pair
+def test_an_export_of_a_wider_model_answers_as_it_does(
+    make: Callable[[], nn.Module], x: Tensor, name: str, tmp_path: Path
+) -> None:
+    bed, _ = wide_bed(make, x)
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, name), change=wake)
+    bed.export(tmp_path, x)
     program = torch.export.load(tmp_path / "model.pt2")
     bed.model.eval()
-    torch.testing.assert_close(program.module()(X), bed.model(X))
+    torch.testing.assert_close(program.module()(x), bed.model(x))
 
 
 def test_a_part_of_a_wider_model_says_what_it_misses() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from policy_factory import ALWAYS, PAIR, block, healthy, kernel, seen, units
 
-from esper.contracts import Site
+from esper.contracts import Site, SiteKind
 from esper.tamiyo import Gap
 from esper.tamiyo.policies.widths import UNKNOWN, Widths
 
@@ -128,3 +128,12 @@ def test_a_bottleneck_is_mended_unless_the_model_is_too_large_for_the_samples(
     assert (None if proposal.chosen is None else proposal.chosen.seed_id) == (
         (1, 0) if is_mended else None
     )
+
+
+def test_new_units_that_read_all_positions_at_once_must_promise_more() -> None:
+    images, head = block(0, "a", kind=SiteKind.CHANNELS_2D), units(1, "a", "head")
+    linear = [block(0, "a"), head]
+    for gain, expected in ((0.05, False), (0.07, True)):  # of a gap of 2
+        across = widths(gain, sites=[images, head], ids=(1,))
+        assert across.is_bottleneck(head) is expected
+        assert widths(gain, sites=linear, ids=(1,)).is_bottleneck(head)

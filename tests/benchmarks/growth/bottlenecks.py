@@ -70,10 +70,7 @@ def plain_mlp(place: int, norm: Callable[[int], nn.Module] | None = None) -> nn.
 
 
 def conv_net(place: int) -> nn.Module:
-    """Return four convolutions of 16 channels and a head: (B, 40) → (B, 10); the last one is never narrow.
-
-    What is between it and the head flattens positions, where no new channels are offered.
-    """
+    """Return four convolutions of 16 channels and a head: (B, 40) → (B, 10)."""
     layers: list[nn.Module] = [nn.Unflatten(1, (1, 40))]
     before = 1
     for number, width in enumerate(_widths(place, 16, 4)):
@@ -136,7 +133,7 @@ FAMILIES: Mapping[str, Family] = {
     "MLP, BatchNorm": Family(
         build=lambda n: plain_mlp(n, nn.BatchNorm1d), narrow=lambda n: f"{3 * n}", num_places=4
     ),
-    "conv net": Family(build=conv_net, narrow=lambda n: f"{1 + 2 * n}", num_places=3),
+    "conv net": Family(build=conv_net, narrow=lambda n: f"{1 + 2 * n}", num_places=4),
     "residual net": Family(build=residual_net, narrow=lambda n: f"{1 + n}.up", num_places=4),
     "transformer": Family(
         build=Transformer,

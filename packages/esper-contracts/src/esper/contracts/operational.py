@@ -41,7 +41,8 @@ class Site(Contract):
     cost: float = Field(default=1.0, gt=0, allow_inf_nan=False, exclude_if=lambda cost: cost == 1.0)
     """What a parameter of a block here costs next to one of the host's: for how many rows of features
     (samples, tokens, positions of an image) it is used, divided by that of the host's parameters on average;
-    for new units, at the layer that they are beside. 1 where no example of the inputs was given."""
+    for new units, at the layer that they are beside, or at the linear layer that they add to from beside a
+    convolution. 1 where no example of the inputs was given."""
 
     @property
     def label(self) -> str:

@@ -1,7 +1,8 @@
 """Finds which layer a layer is fed by, and whether by it alone: there a host can become wider.
 
 Between two linear layers (or two convolutions) that follow each other, with nothing but activations, norms
-and pooling in between, new units of the first one are new inputs of the second one. The plan asks for all
+and pooling in between, new units of the first one are new inputs of the second one. Beside a convolution
+whose output is flattened for a linear layer, new units see all positions at once. The plan asks for all
 such pairs; an example is run through a copy of the host, with each layer's output cut off from its past, so
 that what reaches the next layer tells which ones feed it.
 """
@@ -20,12 +21,11 @@ from esper.contracts.words import type_of
 from esper.kasmina.adapters import adapter_of
 from esper.kasmina.calls import Call
 from esper.kasmina.probe import Example
-from esper.kasmina.source import fitted_width
+from esper.kasmina.source import CONVOLUTIONS, MOST_FLATTENED, fitted_width, flattened_width
 from esper.kasmina.undo import RandomState
 
 INPUT = "the model's input"
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -37,6 +37,8 @@ class Feed:
     """The layer that would become wider; new units read what it is given."""
     num_read: int
     """Features or channels of that, as new units read them; see `source.fitted_width`."""
+    reads_all_positions: bool = False
+    """Whether they read a convolution's input at all positions at once, for a linear layer."""
     spans: int = 1
     """How many layers would become wider together, from `wide` on."""
 
@@ -61,8 +63,8 @@ class Feeds:
     pairs: Mapping[str, Feed | str]
     """For each linear layer and convolution, its feed, or why it has none."""
     paths: Mapping[str, Feed]
-    """For each layer at the end of three or more in a row, each fed by the one before alone, what a path past
-    all of them would read: what the first of them is given."""
+    """For each layer at the end of three or more of a type in a row, each fed by the one before alone, what a
+    path past all of them would read: what the first of them is given."""
 
 
 def feeds(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> Feeds:
@@ -89,7 +91,7 @@ def feeds(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -
     pairs = {
         name: _judge(name, layers, seen)
         for name, layer in layers.items()
-        if isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+        if isinstance(layer, (nn.Linear, *CONVOLUTIONS))
     }
     return Feeds(pairs=pairs, paths=_paths(pairs, layers, seen))
 
@@ -99,10 +101,10 @@ def _paths(
 ) -> dict[str, Feed]:
     """Return, for each layer at the end of a row, what a path past the whole row would read."""
     found: dict[str, Feed] = {}
-    feeders = {feed.wide for feed in pairs.values() if isinstance(feed, Feed)}
+    feeders = {f.wide for f in pairs.values() if isinstance(f, Feed) and not f.reads_all_positions}
     for end in (name for name in pairs if name not in feeders):
         first, spans = end, 0
-        while isinstance(feed := pairs.get(first), Feed):
+        while isinstance(feed := pairs.get(first), Feed) and not feed.reads_all_positions:
             first, spans = feed.wide, spans + 1
         given, h = seen[first].given, seen[end].leaf
         if spans > 1 and given is not None and h is not None:
@@ -113,7 +115,7 @@ def _paths(
 
 def _width_read(layer: nn.Module, given: Tensor, h: Tensor) -> int:
     """Return how many features new units read of what is `given`, at each place of what `layer` gives."""
-    is_convolution = isinstance(layer, _CONVOLUTIONS)
+    is_convolution = isinstance(layer, CONVOLUTIONS)
     return fitted_width(given.shape, h.shape) if is_convolution else given.shape[-1]
 
 
@@ -182,22 +184,43 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
     if wide == INPUT:
         return "is fed by the model's input, before which there is no layer"
     before = seen[wide]
-    if type(layers[wide]) is not type(layer):
+    is_flattened = _is_flattened(layer, record, layers[wide])
+    if type(layers[wide]) is not type(layer) and not is_flattened:
         return f"is fed by {wide}, {type_of(layers[wide])}; widening needs two layers of one type"
-    if isinstance(layer, _CONVOLUTIONS) and layer.groups > 1:
+    if isinstance(layer, CONVOLUTIONS) and layer.groups > 1:
         return f"has {layer.groups} groups, and new units would belong to none of them"
     if before.num_calls != 1 or before.given is None or before.leaf is None:
         return f"is fed by {wide}, which {_call_problem(before)}"
     if not _acts_on_rows_alone(record, before):
         return f"is fed by {wide} through something that mixes rows or positions, as attention does"
+    if is_flattened:
+        return _flat_feed(wide, layers[wide], before.given)
     # Convolutions may have fewer positions later on; rows stay the same.
-    num_equal = 1 if isinstance(layer, _CONVOLUTIONS) else record.leaf.dim() - 1
+    num_equal = 1 if isinstance(layer, CONVOLUTIONS) else record.leaf.dim() - 1
     is_even = before.given.shape[:num_equal] == record.leaf.shape[:num_equal]
     if before.given.dim() != record.leaf.dim() or not is_even:
         return f"is fed by {wide}, which is given {tuple(before.given.shape)} for {tuple(record.leaf.shape)}"
-    if isinstance(layer, _CONVOLUTIONS) and before.given.dim() != layer.weight.dim():
+    if isinstance(layer, CONVOLUTIONS) and before.given.dim() != layer.weight.dim():
         return f"is fed by {wide}, which is given no batch; plan with one"
     return Feed(wide=wide, num_read=_width_read(layer, before.given, record.leaf))
+
+
+def _is_flattened(layer: nn.Module, record: _Seen, wide: nn.Module) -> bool:
+    """Tell whether a linear layer is given all positions of a convolution's output as one row."""
+    is_pair = isinstance(wide, CONVOLUTIONS) and isinstance(layer, nn.Linear)
+    return is_pair and record.given is not None and record.given.dim() == 2
+
+
+def _flat_feed(wide: str, layer: nn.Module, given: Tensor) -> Feed | str:
+    if given.dim() != cast("Tensor", layer.weight).dim():
+        return f"is fed by {wide}, which is given no batch; plan with one"
+    num_read = flattened_width(given.shape)
+    if not num_read:
+        return (
+            f"is fed by {wide}, which is given {given.shape[1]} channels; new units that read all positions "
+            f"at once read {MOST_FLATTENED} numbers at most"
+        )
+    return Feed(wide=wide, num_read=num_read, reads_all_positions=True)
 
 
 def _call_problem(record: _Seen) -> str:

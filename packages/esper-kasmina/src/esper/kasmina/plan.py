@@ -81,8 +81,9 @@ def plan(
         causal: whether tokens may only look back at sequence sites. By default an example decides;
             without one they may not look ahead.
         widen: whether there are also places for new units beside those of a layer, wherever one linear
-            layer or convolution is fed by another alone, and for paths past all layers of such a row. Only
-            an example can tell, so it is needed; the plan's `refused` says why elsewhere there is none.
+            layer or convolution is fed by another alone, or a linear layer by a convolution, and for paths
+            past all layers of such a row. Only an example can tell, so it is needed; the plan's `refused`
+            says why elsewhere there is none.
 
     """
     if any(is_watched(module) for module in model.modules()):
@@ -205,6 +206,7 @@ class _Survey:
             (name, {"signature": signature, "widens": feed.wide, "spans": feed.spans}, feed.wide)
             for name, feed, signature in wider
         ]
+        across = {name for name, feed, _ in wider if feed.reads_all_positions}
         order = _ends(self._layers)
         places.sort(key=lambda place: (order[place[2]], place[1].get("spans", 0)))
         return Plan(
@@ -216,7 +218,7 @@ class _Survey:
                         "module_type": type(self._layers[name]).__name__,
                         **fields,
                         **depth,
-                        **self._cost(first),
+                        **self._cost(name if name in across else first),
                     }
                 )
                 for i, (name, fields, first) in enumerate(places)

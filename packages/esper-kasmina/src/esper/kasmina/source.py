@@ -3,6 +3,9 @@
 A widening reads where layer A reads and adds where layer B, which A alone feeds, writes. The hook of B's
 site asks a `Source`, which is a forward pre-hook on A, in place only while B's hook needs it.
 
+Between two layers of one type new units read at each row or position what A is given there. Where A is a
+convolution and B a linear layer, which sees all positions at once, so do they.
+
 Shapes: `x` what A is given, `(…, I)` or `(B, I, …)`; `h` the features that B gives, `(…, D)` or `(B, D, …)`.
 """
 
@@ -14,6 +17,8 @@ from torch.nn import functional
 
 from esper.contracts import HostError, SiteKind
 from esper.contracts.words import type_of
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Source:
@@ -51,6 +56,8 @@ class Source:
     def fitted(self, given: Tensor | None, h: Tensor) -> Tensor:
         """Return what new units read of `given` at the positions of `h`; see `fitted_width`.
 
+        Of all positions, where they read these at once; see `flattened_width`.
+
         Raises:
             HostError: if nothing was given.
 
@@ -60,6 +67,8 @@ class Source:
                 f"{type_of(self._layer)} that was widened did not run before the layer "
                 "that the new units add to; run the model as a whole, with positional arguments"
             )
+        if isinstance(self._layer, CONVOLUTIONS) and not self._kind.is_channels:
+            return _flattened(given, self._layer.weight.dim() - 2, self._num_read)
         num_axes = self._kind.num_dims - 2
         if not self._kind.is_channels or given.shape[-num_axes:] == h.shape[-num_axes:]:
             return given
@@ -85,6 +94,31 @@ def fitted_width(given: Sequence[int], h: Sequence[int]) -> int:
         return given[1]
     (ratio,) = ratios
     return given[1] * ratio ** len(given[2:]) if 1 < ratio <= MOST_SIDE_BY_SIDE else given[1]
+
+
+MOST_FLATTENED = 256
+"""Numbers of a sample that new units read of channels at all positions."""
+
+
+def flattened_width(given: Sequence[int]) -> int:
+    """Return how many numbers new units of a linear layer read of channels `given` `(B, I, …)`.
+
+    That is each channel at as many positions along each axis as `MOST_FLATTENED` allows: at all of them, or
+    else averages; 0 where there are too many channels for a single one.
+    """
+    channels, positions = given[1], given[2:]
+    along = next(
+        n for n in range(min(positions), -1, -1) if channels * n ** len(positions) <= MOST_FLATTENED
+    )
+    return channels * along ** len(positions)
+
+
+def _flattened(given: Tensor, num_axes: int, num_read: int) -> Tensor:
+    """Return `given` `(…, I, n, …)` as `(…, num_read)`, averaged to as many positions as that is."""
+    channels, *sizes = given.shape[-num_axes - 1 :]
+    positions = [round((num_read // channels) ** (1 / num_axes))] * num_axes
+    fitted = given if sizes == positions else _POOLS[num_axes](given, positions)
+    return fitted.flatten(-num_axes - 1)
 
 
 def _side_by_side(given: Tensor, positions: Sequence[int], ratio: int) -> Tensor:

@@ -14,6 +14,10 @@ from esper.contracts import HealthSignal, Site
 UNKNOWN = -1.0
 """The gain share of a layer of which nothing is known: less than any that is wide enough has."""
 
+LEAST_ACROSS_POSITIONS = 0.03
+"""The gain share that new units which read all positions at once must promise: a weight of theirs serves one
+position, where one of the convolution that they are beside serves all, so they learn by heart sooner."""
+
 
 def gain_share(health: HealthSignal | None) -> float:
     """Return the share of the expressivity gap that new units could follow beyond chance."""
@@ -45,7 +49,8 @@ class Widths:
         By its share alone the inner layer of a residual block, wider than all that it reads and feeds, may
         seem to lack some: what the block adds to could follow more, whatever the block's own width.
         """
-        return self.share(site) > self._not_for_width and not self._is_wide(site)
+        least = LEAST_ACROSS_POSITIONS if self._reads_all_positions(site) else 0.0
+        return self.share(site) > max(least, self._not_for_width) and not self._is_wide(site)
 
     def row(self, path: Site) -> Sequence[Site]:
         """Return the places for new units in the layers that a path goes past, in order.
@@ -84,6 +89,15 @@ class Widths:
     def _is_wide(self, site: Site) -> bool:
         return self._width_of(site) > max(site.signature.inputs or 0, site.signature.features)
 
+    def _reads_all_positions(self, site: Site) -> bool:
+        """Tell whether new units are beside a convolution and add to a linear layer."""
+        wide = self._plain.get(site.widens or "")
+        return (
+            wide is not None
+            and wide.signature.kind.is_channels
+            and not site.signature.kind.is_channels
+        )
+
     @cached_property
     def _not_for_width(self) -> float:
         """The largest share of a layer that does not lack units."""
@@ -101,13 +115,14 @@ class Widths:
         return {site.name: site for site in self.sites if site.widens and site.spans == 1}
 
     @cached_property
-    def _width(self) -> dict[str, int]:
-        plain = (site for site in self.sites if site.widens is None)
-        return {site.name: site.signature.features * site.num_seeds for site in plain}
+    def _plain(self) -> dict[str, Site]:
+        """By name, the sites that are layers themselves."""
+        return {site.name: site for site in self.sites if site.widens is None}
 
     def _width_of(self, site: Site) -> int:
         """Return the width of the layer that becomes wider; 0 where it is no site, so that nobody knows."""
-        return self._width.get(site.widens or "", 0)
+        wide = self._plain.get(site.widens or "")
+        return 0 if wide is None else wide.signature.features * wide.num_seeds
 
     @cached_property
     def _narrow_rows(self) -> dict[int, Sequence[Site]]:
