@@ -32,4 +32,5 @@ if [ ${#names[@]} -eq 0 ]; then
 fi
 
 uv lock --quiet
-printf '%s\n' "${names[@]}" | xargs -P 2 -I '{}' bash -c 'suite {}'
+# From the end of the alphabet: the longest suite, that of esper-urza, must not be left for the end.
+printf '%s\n' "${names[@]}" | sort -r | xargs -P 2 -I '{}' bash -c 'suite {}'

@@ -52,6 +52,7 @@ from esper.tamiyo import (
     Policy,
     Scripted,
 )
+from esper.tamiyo.explaining import NUMBERS
 from esper.tamiyo.policies import attention_of
 from esper.tamiyo.policies.growing import MOST_CANDIDATES
 
@@ -135,6 +136,7 @@ def test_the_gap_decides_between_equal_positions_and_yields_to_the_input_side() 
     assert chosen is not None
     assert chosen.site == "layer1"
     assert chosen.numbers["gap_share"] == 1.0
+    assert chosen.numbers.keys() <= NUMBERS.keys(), "people are told what each number means"
     unknown = level.propose(observation(STALLED, health=[healthy(0, gap=None)])).chosen
     assert unknown is not None
     assert unknown.numbers["gap"] == 0.0
@@ -197,6 +199,7 @@ def test_where_no_layer_is_narrow_and_there_are_no_places_for_blocks_nothing_gro
     assert proposal.chosen is None
     assert "nothing is worth its cost: layer layer" in proposal.reason
     assert {each.numbers["gain_share"] for each in proposal.candidates} == {-0.3, -0.05}
+    assert all(each.numbers.keys() <= NUMBERS.keys() for each in proposal.candidates)
     assert Gap(timing=ALWAYS, least_score=None).propose(seen).chosen is not None
 
 

@@ -33,6 +33,7 @@ NUMBERS = {
     "gap": "the part of the wanted change that the layer's own weights cannot follow",
     "gap_share": "that, as a share of the largest of all layers",
     "size": "the block's parameters, as a multiple of the model's",
+    "cost": "what its operations come to, as a multiple of the model's; at least its size",
     "worth": "what so large a block is worth after what has grown, for the steps that are left",
     "plateau": "how little the loss has moved",
 }
