@@ -20,6 +20,23 @@ type Content = bytes | dict[str, Tensor]
 contiguous, on the CPU, and share no memory."""
 
 
+class Apart:
+    """Takes tensors one by one as a safetensors file can hold them: apart, for it refuses shared memory.
+
+    What already has memory to itself is taken as it lies: clones of all would double a large state.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return `tensor`, or a clone where it shares memory with one taken before, or is a part of some."""
+        storage = tensor.untyped_storage()
+        is_alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._seen
+        self._seen.add(storage.data_ptr())
+        return tensor if is_alone else tensor.clone()
+
+
 def write_atomically(path: Path, content: Content) -> None:
     """Write all of it or nothing: readers see the old file or the new one, after a power cut too."""
     write_together(path.parent, {path.name: content})

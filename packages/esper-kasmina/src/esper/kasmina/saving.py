@@ -26,7 +26,7 @@ from esper.contracts import (
     canonical_json,
 )
 from esper.contracts.words import type_of
-from esper.kasmina.files import Content, write_together
+from esper.kasmina.files import Apart, Content, write_together
 from esper.kasmina.sealed import UNSEALED, read_sealed, seal, text_of
 from esper.kasmina.seed import GRAFTED, Seed
 
@@ -123,7 +123,8 @@ def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> 
     """
     if not sites:
         raise HostError("this bed was unwrapped; wrap() the host again before it is saved")
-    state = _apart(state_of(model))
+    apart = Apart()  # tied weights share memory; the fresh host ties its own again
+    state = {name: apart.take(_dense(value)) for name, value in state_of(model).items()}
     draft = Lineage(
         sites=tuple(sites),
         grafts=tuple(_record(seed) for seed in in_order(seeds)),
@@ -134,22 +135,6 @@ def render(model: nn.Module, sites: Sequence[Site], seeds: Collection[Seed]) -> 
         MODEL_FILE: state,
         LINEAGE_FILE: text_of(seal(draft)).encode(),
     }
-
-
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return it as a file can hold it: safetensors refuses tensors that share memory, as tied weights do.
-
-    The fresh host ties its own again.
-    """
-    apart: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in state.items():
-        here = _dense(value)
-        storage = here.untyped_storage()
-        is_own = storage.nbytes() == here.nbytes and storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        apart[name] = here if is_own else here.clone()
-    return apart
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from esper.contracts import ArtifactIntegrityError, HostError
+from esper.kasmina.files import Apart
 
 type Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -125,7 +126,7 @@ class _Encoder:
     """Walks the state in order and collects its tensors."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    _storages: set[int] = field(default_factory=set[int])
+    _apart: Apart = field(default_factory=Apart)
 
     def encode(self, value: object, path: str, depth: int) -> Json:
         if depth > MAX_DEPTH:
@@ -198,11 +199,7 @@ class _Encoder:
 
     def _add(self, tensor: Tensor) -> str:
         name = f"t{len(self.tensors)}"
-        storage = tensor.untyped_storage()
-        # safetensors refuses tensors that share memory; a clone of each would double a large state.
-        is_own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._storages
-        self._storages.add(storage.data_ptr())
-        self.tensors[name] = tensor if is_own else tensor.clone()
+        self.tensors[name] = self._apart.take(tensor)
         return name
 
 
