@@ -5,7 +5,7 @@ from policy_factory import ALWAYS, PAIR, block, healthy, kernel, seen, units
 
 from esper.contracts import Site, SiteKind
 from esper.tamiyo import Gap
-from esper.tamiyo.policies.widths import UNKNOWN, Widths
+from esper.tamiyo.policies.widths import ACROSS_POSITIONS, UNKNOWN, Widths
 
 ROW = [
     block(0, "a"),
@@ -136,4 +136,16 @@ def test_new_units_that_read_all_positions_at_once_must_promise_more() -> None:
     for gain, expected in ((0.05, False), (0.07, True)):  # of a gap of 2
         across = widths(gain, sites=[images, head], ids=(1,))
         assert across.is_bottleneck(head) is expected
-        assert widths(gain, sites=linear, ids=(1,)).is_bottleneck(head)
+        assert across.share(head) == pytest.approx(gain / 2 - ACROSS_POSITIONS)
+        assert widths(gain, sites=linear, ids=(1,)).share(head) == gain / 2
+
+
+def test_another_narrow_layer_comes_before_units_across_positions_that_promise_little_more() -> (
+    None
+):
+    row = [block(n, name, kind=SiteKind.CHANNELS_2D) for n, name in enumerate("abc")]
+    between = PAIR.model_copy(update={"kind": SiteKind.CHANNELS_2D})
+    pair = units(3, "a", "b").model_copy(update={"signature": between})
+    sites = [*row, pair, units(4, "c", "head")]
+    found = widths(0.03, 0.08, sites=sites, ids=(3, 4))
+    assert found.largest_share == found.share(sites[3]) > found.share(sites[4]) > 0

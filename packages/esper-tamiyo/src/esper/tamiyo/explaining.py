@@ -27,7 +27,8 @@ MAX_REASONS = 2
 """Of why nothing more was grown, the first are named."""
 
 NUMBERS = {
-    "gain_share": "the share of the wanted change that new units there could follow",
+    "gain_share": "the share of the wanted change that new units there could follow; from a "
+    "convolution into a linear layer, less 0.03",
     "position": "how near the place is to the input (1: nearest)",
     "between": "whether the place is between blocks of the model (1) or within one (0)",
     "gap": "the part of the wanted change that the layer's own weights cannot follow",

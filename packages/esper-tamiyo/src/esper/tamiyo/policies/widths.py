@@ -14,8 +14,8 @@ from esper.contracts import HealthSignal, Site
 UNKNOWN = -1.0
 """The gain share of a layer of which nothing is known: less than any that is wide enough has."""
 
-LEAST_ACROSS_POSITIONS = 0.03
-"""The gain share that new units which read all positions at once must promise: a weight of theirs serves one
+ACROSS_POSITIONS = 0.03
+"""Taken from the gain share of new units that read all positions at once: a weight of theirs serves one
 position, where one of the convolution that they are beside serves all, so they learn by heart sooner."""
 
 
@@ -37,7 +37,10 @@ class Widths:
     """By layer id and number of the seed."""
 
     def share(self, site: Site) -> float:
-        """Return the gain share at a place for new units; at a path's, the mean of the layers it passes."""
+        """Return the gain share at a place for new units; at a path's, the mean of the layers it passes.
+
+        Of units that read all positions at once, what is left behind `ACROSS_POSITIONS`.
+        """
         if site.spans == 1:
             return self._shares.get(site.layer_id, UNKNOWN)
         row = self.row(site)
@@ -49,8 +52,7 @@ class Widths:
         By its share alone the inner layer of a residual block, wider than all that it reads and feeds, may
         seem to lack some: what the block adds to could follow more, whatever the block's own width.
         """
-        least = LEAST_ACROSS_POSITIONS if self._reads_all_positions(site) else 0.0
-        return self.share(site) > max(least, self._not_for_width) and not self._is_wide(site)
+        return self.share(site) > self._not_for_width and not self._is_wide(site)
 
     def row(self, path: Site) -> Sequence[Site]:
         """Return the places for new units in the layers that a path goes past, in order.
@@ -106,8 +108,12 @@ class Widths:
 
     @cached_property
     def _shares(self) -> dict[int, float]:
-        pairs = self._pairs.values()
-        return {pair.layer_id: gain_share(self.health.get((pair.layer_id, 0))) for pair in pairs}
+        found: dict[int, float] = {}
+        for pair in self._pairs.values():
+            share = gain_share(self.health.get((pair.layer_id, 0)))
+            less = ACROSS_POSITIONS if self._reads_all_positions(pair) else 0.0
+            found[pair.layer_id] = max(UNKNOWN, share - less)
+        return found
 
     @cached_property
     def _pairs(self) -> dict[str, Site]:
