@@ -87,6 +87,13 @@ class Flat(nn.Module):
         return x.movedim(1, -1)
 
 
+class Half(nn.Module):
+    """Keeps the second half of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[len(x) // 2 :]
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -166,6 +173,16 @@ def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
             lambda: nn.Sequential(nn.Conv1d(300, 4, 3), nn.Flatten(), nn.Linear(8, 3)),
             random(4, 300, 4),
             "fed by 0, which is given 300 channels; new units that read all positions at once read 256",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(2, 4, 3), Flat(), nn.Flatten(0, 2), nn.Linear(4, 3)),
+            IMAGES,
+            "fed by 0, which is given 4 samples for 16 rows",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(2, 4, 3), Half(), nn.Flatten(), nn.Linear(16, 3)),
+            IMAGES,
+            "fed by 0, which is given 4 samples for 2 rows",
         ),
         (
             lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3, groups=2)),
@@ -283,6 +300,30 @@ def test_new_units_of_a_linear_layer_read_all_positions_of_the_convolution_that_
     average = nn.AdaptiveAvgPool1d(along) if len(shape) == 1 else nn.AdaptiveAvgPool2d(along)
     torch.testing.assert_close(actual, plain + block(average(given).flatten(1)))
     assert not torch.allclose(actual, plain)
+
+
+def test_what_new_units_across_positions_cost_does_not_depend_on_the_other_targets() -> None:
+    everywhere, alone = (plan(cnn(), t, example=IMAGES, widen=True) for t in (None, ["4"]))
+    (expected,) = (site for site in everywhere.sites if site.reads_all_positions)
+    (found,) = (site for site in alone.sites if site.reads_all_positions)
+    assert (found.label, found.cost) == (expected.label, expected.cost)
+    assert found.cost < 1
+
+
+def test_new_units_across_positions_compute_in_the_type_of_the_layer_that_they_add_to() -> None:
+    class Cast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float()
+
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    model = nn.Sequential(*body, Cast(), nn.Flatten(), nn.Linear(8, 3))
+    images = IMAGES.double()
+    bed, _ = wide_bed(lambda: model, images)
+    before = model(images)
+    grow(bed, TO_FOSSILIZED, site=site_of(bed, "5"), change=wake)
+    assert model(images).dtype == torch.float32
+    assert not torch.equal(model(images), before)
 
 
 def uneven() -> nn.Sequential:

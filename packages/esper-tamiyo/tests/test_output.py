@@ -1,5 +1,6 @@
 """Output that nobody reads any more: a run goes on, a question ends quietly."""
 
+import io
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -9,7 +10,9 @@ from typing import TextIO
 import pytest
 import typer
 
+from esper.contracts import get_logger
 from esper.tamiyo.guarding import guarded
+from esper.tamiyo.output import Lasting
 from esper.tamiyo.ui import Ui
 
 FULL = Path("/dev/full")
@@ -62,15 +65,34 @@ def test_an_answer_on_a_full_disk_is_an_error(
 
 
 def test_a_run_goes_on_and_says_once_that_nobody_reads(capfd: pytest.CaptureFixture[str]) -> None:
-    with unread(), guarded("train", debug=False), Ui() as ui:
+    with unread(), guarded("train", debug=False, goes_on=True), Ui() as ui:
         for _ in range(3):
             ui.say(LONG)
+            print(LONG, flush=True)  # as a host or a task may do
     assert capfd.readouterr().err == (
         "train: its output cannot be written any more (Broken pipe); the run goes on\n"
     )
 
 
 def test_a_run_goes_on_when_nobody_reads_its_errors_either() -> None:
-    with unread() as stream, redirect_stderr(stream), guarded("train", debug=False), Ui() as ui:
+    with (
+        unread() as stream,
+        redirect_stderr(stream),
+        guarded("train", debug=True, goes_on=True),
+        Ui() as ui,
+    ):
         ui.say(LONG)
         ui.warn(LONG)
+        get_logger(__name__).error(LONG)
+
+
+def test_a_stream_without_a_file_is_dropped_too() -> None:
+    class Full(io.StringIO):
+        def write(self, _: str, /) -> int:
+            raise OSError(28, "No space left on device")
+
+    reasons: list[OSError] = []
+    stream = Lasting(Full(), reasons.append)
+    assert [stream.write("four"), stream.write("four")] == [4, 4]
+    stream.flush()
+    assert [each.errno for each in reasons] == [28]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import esper.tamiyo
+from esper.tamiyo.entry import HANGUP, SIGNALS
 from esper.tamiyo.stopping import StopSignals
 
 INTERRUPT_AT_IMPORT = """
@@ -81,6 +82,18 @@ def test_no_signal_interrupts_what_is_being_saved() -> None:
         assert stop.honour()  # from here on, the run is saving
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.skipif(
+    HANGUP not in SIGNALS, reason="no SIGHUP here, or it is ignored, as under nohup"
+)
+def test_a_terminal_that_is_closed_asks_however_often_it_says_so() -> None:
+    assert HANGUP is not None
+    with StopSignals() as stop:
+        stop.defer()
+        os.kill(os.getpid(), HANGUP)
+        os.kill(os.getpid(), HANGUP)
+        assert stop.honour()
 
 
 def test_a_signal_while_saving_is_honoured_afterwards() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from policy_factory import ALWAYS, PAIR, block, healthy, kernel, seen, units
 
-from esper.contracts import Site, SiteKind
+from esper.contracts import Site
 from esper.tamiyo import Gap
 from esper.tamiyo.policies.widths import ACROSS_POSITIONS, UNKNOWN, Widths
 
@@ -130,22 +130,23 @@ def test_a_bottleneck_is_mended_unless_the_model_is_too_large_for_the_samples(
     )
 
 
-def test_new_units_that_read_all_positions_at_once_must_promise_more() -> None:
-    images, head = block(0, "a", kind=SiteKind.CHANNELS_2D), units(1, "a", "head")
-    linear = [block(0, "a"), head]
-    for gain, expected in ((0.05, False), (0.07, True)):  # of a gap of 2
-        across = widths(gain, sites=[images, head], ids=(1,))
-        assert across.is_bottleneck(head) is expected
-        assert across.share(head) == pytest.approx(gain / 2 - ACROSS_POSITIONS)
-        assert widths(gain, sites=linear, ids=(1,)).share(head) == gain / 2
+ACROSS = units(4, "c", "head").model_copy(update={"reads_all_positions": True})
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.05, False), (0.07, True)])  # of a gap of 2
+def test_new_units_that_read_all_positions_at_once_must_promise_more(
+    gain: float, expected: bool
+) -> None:
+    across = widths(gain, sites=[ACROSS], ids=(4,))
+    assert across.is_bottleneck(ACROSS) is expected
+    assert across.share(ACROSS) == pytest.approx(gain / 2 - ACROSS_POSITIONS)
+    others = units(4, "c", "head")
+    assert widths(gain, sites=[others], ids=(4,)).share(others) == gain / 2
 
 
 def test_another_narrow_layer_comes_before_units_across_positions_that_promise_little_more() -> (
     None
 ):
-    row = [block(n, name, kind=SiteKind.CHANNELS_2D) for n, name in enumerate("abc")]
-    between = PAIR.model_copy(update={"kind": SiteKind.CHANNELS_2D})
-    pair = units(3, "a", "b").model_copy(update={"signature": between})
-    sites = [*row, pair, units(4, "c", "head")]
-    found = widths(0.03, 0.08, sites=sites, ids=(3, 4))
-    assert found.largest_share == found.share(sites[3]) > found.share(sites[4]) > 0
+    pair = units(3, "a", "b")
+    found = widths(0.03, 0.08, sites=[pair, ACROSS], ids=(3, 4))
+    assert found.largest_share == found.share(pair) > found.share(ACROSS) > 0

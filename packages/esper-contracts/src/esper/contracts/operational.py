@@ -38,11 +38,14 @@ class Site(Contract):
     spans: int = Field(default=1, ge=1, exclude_if=lambda spans: spans == 1)
     """For a place of new units: how many layers in a row become wider together, from `widens` to the one
     before `name`. With more than one the block is a path of its own past all of them."""
+    reads_all_positions: bool = Field(default=False, exclude_if=lambda across: not across)
+    """For a place of new units beside a convolution that add to a linear layer: they read what the
+    convolution is given at all its positions at once."""
     cost: float = Field(default=1.0, gt=0, allow_inf_nan=False, exclude_if=lambda cost: cost == 1.0)
     """What a parameter of a block here costs next to one of the host's: for how many rows of features
     (samples, tokens, positions of an image) it is used, divided by that of the host's parameters on average;
-    for new units, at the layer that they are beside, or at the linear layer that they add to from beside a
-    convolution. 1 where no example of the inputs was given."""
+    for new units, at the layer that they are beside or, if they read all positions, at the one that they
+    add to. 1 where no example of the inputs was given."""
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ that what reaches the next layer tells which ones feed it.
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -42,6 +42,12 @@ class Feed:
     spans: int = 1
     """How many layers would become wider together, from `wide` on."""
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of the `Site`; what is the default is left out."""
+        across = {"reads_all_positions": True} if self.reads_all_positions else {}
+        return {"widens": self.wide, "spans": self.spans, **across}
+
 
 @dataclass(kw_only=True)
 class _Seen:
@@ -65,6 +71,12 @@ class Feeds:
     paths: Mapping[str, Feed]
     """For each layer at the end of three or more of a type in a row, each fed by the one before alone, what a
     path past all of them would read: what the first of them is given."""
+
+    @property
+    def across(self) -> Set[str]:
+        """The linear layers that one convolution feeds."""
+        feeds = ((name, feed) for name, feed in self.pairs.items() if isinstance(feed, Feed))
+        return {name for name, feed in feeds if feed.reads_all_positions}
 
 
 def feeds(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> Feeds:
@@ -194,7 +206,7 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
     if not _acts_on_rows_alone(record, before):
         return f"is fed by {wide} through something that mixes rows or positions, as attention does"
     if is_flattened:
-        return _flat_feed(wide, layers[wide], before.given)
+        return _flat_feed(wide, layers[wide], before.given, record.leaf)
     # Convolutions may have fewer positions later on; rows stay the same.
     num_equal = 1 if isinstance(layer, CONVOLUTIONS) else record.leaf.dim() - 1
     is_even = before.given.shape[:num_equal] == record.leaf.shape[:num_equal]
@@ -211,9 +223,12 @@ def _is_flattened(layer: nn.Module, record: _Seen, wide: nn.Module) -> bool:
     return is_pair and record.given is not None and record.given.dim() == 2
 
 
-def _flat_feed(wide: str, layer: nn.Module, given: Tensor) -> Feed | str:
+def _flat_feed(wide: str, layer: nn.Module, given: Tensor, h: Tensor) -> Feed | str:
+    """Return what new units read of a convolution's input `given` `(B, I, …)` for the output `h` `(B, D)`."""
     if given.dim() != cast("Tensor", layer.weight).dim():
         return f"is fed by {wide}, which is given no batch; plan with one"
+    if given.shape[0] != h.shape[0]:
+        return f"is fed by {wide}, which is given {given.shape[0]} samples for {h.shape[0]} rows"
     num_read = flattened_width(given.shape)
     if not num_read:
         return (

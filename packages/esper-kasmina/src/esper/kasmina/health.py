@@ -131,7 +131,9 @@ class HealthSampler:
         if inputs is not None:
             made_from = inputs_of(self._layer, inputs.detach(), rows, values.shape[-1])
         scale = math.sqrt(rows.leading[0] * rows.num_in_batch)
-        read = None if beside is None else windows_of(beside, self._kind, rows, self._reach)
+        read = None
+        if beside is not None and len(features_last(beside, self._kind)) == rows.leading[0]:
+            read = windows_of(beside, self._kind, rows, self._reach)
         self._samples.append(_Sample(rows.of(values), made_from, scale, beside=read))
         self._rows = rows
 

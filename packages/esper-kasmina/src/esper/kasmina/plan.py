@@ -102,12 +102,13 @@ def plan(
             survey.blocks = frozenset(blocks(layers))
             named = {"": [*named[""], *survey.blocks]}
         names = {name for matches in named.values() for name in matches}
+        if widen:
+            survey.find_feeds(example)
+            names |= survey.feeds.across  # what new units cost there is asked, too
         try:
             survey.sightings = probe(model, example, sorted(names))
         except HostError as error:
             return Plan(problems=(str(error), *survey.unmatched(named)))
-        if widen:
-            survey.find_feeds(example)
     return survey.judge(named, by_default=targets is None)
 
 
@@ -203,10 +204,9 @@ class _Survey:
         depth = {"depth": self._depth} if self._depth > 1 else {}
         chunks = {"num_seeds": self._chunks} if self._chunks > 1 else {}
         places = [(name, {"signature": verdicts[name], **chunks}, name) for name in usable] + [
-            (name, {"signature": signature, "widens": feed.wide, "spans": feed.spans}, feed.wide)
+            (name, {"signature": signature, **feed.fields}, feed.wide)
             for name, feed, signature in wider
         ]
-        across = {name for name, feed, _ in wider if feed.reads_all_positions}
         order = _ends(self._layers)
         places.sort(key=lambda place: (order[place[2]], place[1].get("spans", 0)))
         return Plan(
@@ -218,7 +218,7 @@ class _Survey:
                         "module_type": type(self._layers[name]).__name__,
                         **fields,
                         **depth,
-                        **self._cost(name if name in across else first),
+                        **self._cost(name if "reads_all_positions" in fields else first),
                     }
                 )
                 for i, (name, fields, first) in enumerate(places)

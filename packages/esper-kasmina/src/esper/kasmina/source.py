@@ -68,7 +68,8 @@ class Source:
                 "that the new units add to; run the model as a whole, with positional arguments"
             )
         if isinstance(self._layer, CONVOLUTIONS) and not self._kind.is_channels:
-            return _flattened(given, self._layer.weight.dim() - 2, self._num_read)
+            num_axes = self._layer.weight.dim() - 2
+            return _flattened(given, num_axes, self._num_read).to(h.dtype)
         num_axes = self._kind.num_dims - 2
         if not self._kind.is_channels or given.shape[-num_axes:] == h.shape[-num_axes:]:
             return given
@@ -115,10 +116,9 @@ def flattened_width(given: Sequence[int]) -> int:
 
 def _flattened(given: Tensor, num_axes: int, num_read: int) -> Tensor:
     """Return `given` `(…, I, n, …)` as `(…, num_read)`, averaged to as many positions as that is."""
-    channels, *sizes = given.shape[-num_axes - 1 :]
-    positions = [round((num_read // channels) ** (1 / num_axes))] * num_axes
-    fitted = given if sizes == positions else _POOLS[num_axes](given, positions)
-    return fitted.flatten(-num_axes - 1)
+    along = round((num_read // given.shape[-num_axes - 1]) ** (1 / num_axes))
+    # Where there are so many, each is its own average: no question here that an export would have to settle.
+    return _POOLS[num_axes](given, [along] * num_axes).flatten(-num_axes - 1)
 
 
 def _side_by_side(given: Tensor, positions: Sequence[int], ratio: int) -> Tensor:

@@ -217,7 +217,7 @@ def train(
     options = {name: value for name, value in locals().items() if name in RunConfig.model_fields}
     options |= {"track": track or None, "blueprints": blueprint or None}
     given = {name: value for name, value in options.items() if value is not None}
-    with guarded("train", debug=debug):
+    with guarded("train", debug=debug, goes_on=True):
         chosen = load_yaml(config, RunConfig) if config is not None else _DEFAULT
         variables = from_environment(os.environ)
         try:

@@ -52,7 +52,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 @app.command()
 def resume(run: _Run, quiet: _Quiet = False, debug: _Debug = False) -> None:
     """Go on with a run that was stopped or killed, to the weights that it would have come to."""
-    with guarded("tamiyo resume", debug=debug):
+    with guarded("tamiyo resume", debug=debug, goes_on=True):
         from esper.tamiyo.run import resume as go_on
         from esper.tamiyo.ui import Ui
 

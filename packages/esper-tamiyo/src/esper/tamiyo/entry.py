@@ -7,10 +7,19 @@ with them, there is nothing to save, so a signal ends the process with one line,
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 EXIT_INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends that is closed; Windows has none."""
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    # Not under nohup, which has it ignored.
+    *([HANGUP] if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN else []),
+)
+"""What stops a program that goes on saving what it has."""
 AT_WORST = {"train": "unless a report was named above, nothing was saved"}
 OTHERWISE = "what there was before is as it was"
 """What an interruption leaves, where the run cannot say it."""
@@ -44,7 +53,8 @@ def _be_ready(program: str) -> None:
 
     def leave(_: int, __: object) -> None:
         # Not an exception: half-imported modules catch it, or turn it into errors of their own.
-        os.write(2, f"{program}: interrupted; {what_is_left(program)}\n".encode())
+        with suppress(OSError):  # nobody may be left to read it
+            os.write(2, f"{program}: interrupted; {what_is_left(program)}\n".encode())
         os._exit(EXIT_INTERRUPTED)
 
     for number in SIGNALS:

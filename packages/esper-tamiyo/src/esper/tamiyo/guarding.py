@@ -4,14 +4,14 @@ import errno
 import logging
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO, cast
 
 import typer
 
 from esper.contracts import EsperError, setup_logging
 from esper.tamiyo.entry import EXIT_INTERRUPTED, what_is_left
-from esper.tamiyo.output import Lasting, OutputLostError, give_up, say_on_stderr
+from esper.tamiyo.output import Lasting, OutputLostError, give_up, no_matter
 from esper.tamiyo.stopping import StoppedEarlyError
 
 EXIT_UNEXPECTED = 1
@@ -19,19 +19,31 @@ EXIT_BAD_INPUT = 2
 
 
 @contextmanager
-def guarded(program: str, *, debug: bool) -> Generator[None]:
+def guarded(program: str, *, debug: bool, goes_on: bool = False) -> Generator[None]:
     """Turn what goes wrong within the context into a message and an exit code; `debug` lets it through.
 
     2 for a mistake in what was asked for, or a server that is not there; 130 after an interruption; 1 for
-    anything that nobody expected.
+    anything that nobody expected. A program that `goes_on` does so when its output cannot be written any
+    more; others are done then, with 1.
     """
+
+    def tell(error: OSError) -> None:
+        text = f"its output cannot be written any more ({error.strerror}); the run goes on"
+        print(f"{program}: {text}", file=sys.stderr)
+
+    errors = cast(TextIO, Lasting(sys.stderr, on_loss=no_matter))
+    output = cast(TextIO, Lasting(sys.stdout, on_loss=tell if goes_on else give_up))
+    with redirect_stderr(errors), redirect_stdout(output), _guarded(program, debug=debug):
+        yield
+        output.flush()
+
+
+@contextmanager
+def _guarded(program: str, *, debug: bool) -> Generator[None]:
     # What a person must know is said by the commands themselves, once; log lines are for --debug.
     setup_logging(program, logging.DEBUG if debug else logging.CRITICAL)
-    output = cast(TextIO, Lasting(sys.stdout, on_loss=give_up))
     try:
-        with redirect_stdout(output):
-            yield
-            output.flush()
+        yield
     except StoppedEarlyError:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except OutputLostError as error:
@@ -60,4 +72,4 @@ def _print_error(
 ) -> None:
     """Print one message, with what is left of the run where something is (see `folder`)."""
     left = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
-    say_on_stderr("; ".join([f"{program}: {text}", *left]))
+    print("; ".join([f"{program}: {text}", *left]), file=sys.stderr)

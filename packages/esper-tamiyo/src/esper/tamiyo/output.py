@@ -1,8 +1,8 @@
-"""Standard output and error of a program that goes on when nobody reads them any more, as behind `| head`."""
+"""Standard output and error of programs whose reader may go away, as behind `| head`."""
 
 import os
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -11,23 +11,30 @@ class OutputLostError(OSError):
 
 
 def give_up(error: OSError) -> None:
-    """Raise `error` as an `OutputLostError`, which nothing else raises: what `guarded` commands do."""
+    """Raise `error` as an `OutputLostError`, which nothing else raises."""
     raise OutputLostError(error.errno, error.strerror) from error
 
 
-class Lasting:
-    """A text stream that leads nowhere once it cannot be written to, and calls `on_loss` with the reason.
+def no_matter(_: OSError) -> None:
+    """Do nothing."""
 
-    A reader that has gone, a terminal that was closed or a full disk behind `> log` must not cost a
-    training. All else is the stream's own.
+
+class Lasting:
+    """A text stream that drops what is written from the first time on that it cannot be.
+
+    Then it calls `on_loss` with the reason, once. A reader that has gone, a terminal that was closed or a
+    full disk behind `> log` must not cost a training. All else is the stream's own.
     """
 
     def __init__(self, stream: TextIO, on_loss: Callable[[OSError], None]) -> None:
         self._stream = stream
         self._on_loss = on_loss
+        self._is_lost = False
 
     def write(self, text: str) -> int:
         """Write `text`, or drop it."""
+        if self._is_lost:
+            return len(text)
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -36,6 +43,8 @@ class Lasting:
 
     def flush(self) -> None:
         """Flush what was written, or drop it."""
+        if self._is_lost:
+            return
         try:
             self._stream.flush()
         except OSError as error:
@@ -43,23 +52,18 @@ class Lasting:
 
     def __getattr__(self, name: str) -> object:
         """Return what else there is of the stream."""
-        return getattr(self._stream, name)
+        return getattr(self.__dict__["_stream"], name)
 
     def _lose(self, error: OSError) -> None:
-        lead_nowhere(self._stream)
+        self._is_lost = True
+        with suppress(OSError):  # a stream without a file
+            _lead_nowhere(self._stream)
         self._on_loss(error)
 
 
-def lead_nowhere(stream: TextIO) -> None:
-    """Let `stream` drop all that is written, also what it still holds: Python flushes it at its end."""
+def _lead_nowhere(stream: TextIO) -> None:
+    """Let the file of `stream` drop what it still holds: Python flushes it at its end."""
+    number = stream.fileno()
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
+    os.dup2(nowhere, number)
     os.close(nowhere)
-
-
-def say_on_stderr(text: str) -> None:
-    """Print one line on standard error, or drop it where nobody reads that either."""
-    try:
-        print(text, file=sys.stderr)
-    except OSError:
-        lead_nowhere(sys.stderr)

@@ -5,6 +5,8 @@ from enum import Enum, auto
 from types import FrameType
 from typing import Any, Self
 
+from esper.tamiyo.entry import HANGUP, SIGNALS
+
 
 class StopRequestedError(Exception):
     """The user asked to stop; raised between two steps, when everything is consistent."""
@@ -24,7 +26,7 @@ class _Mode(Enum):
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request to stop between two steps; a context manager.
+    """Turns SIGINT, SIGTERM and SIGHUP into a request to stop between two steps; a context manager.
 
     A run begins where a signal interrupts, calls `defer` when it begins to train, and `hold` while it
     writes what it trained.
@@ -36,8 +38,8 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take over the two signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Take over the signals."""
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -60,8 +62,9 @@ class StopSignals:
             self.hold()
         return self.requested
 
-    def _note(self, _: int, __: FrameType | None) -> None:
-        again = self.requested
+    def _note(self, number: int, _: FrameType | None) -> None:
+        # A terminal that is closed sends its signal itself, and the shell in it does so once more.
+        again = self.requested and number != HANGUP
         self.requested = True
         if self._mode is _Mode.INTERRUPTING or (again and self._mode is _Mode.NOTING):
             raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, TextIO, cast
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -16,7 +16,6 @@ from rich.markup import escape
 from esper.contracts import Action, SeedState, SystemStatePacket
 from esper.contracts.words import place, plural
 from esper.tamiyo.live import Overview, Watched, figures
-from esper.tamiyo.output import Lasting, say_on_stderr
 from esper.tamiyo.summary import Point, RunRecord
 from esper.tamiyo.verdict import Figures
 
@@ -40,9 +39,7 @@ class Ui:
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        self._console = console or Console(
-            file=cast(TextIO, Lasting(sys.stdout, self._output_lost)), quiet=quiet, highlight=False
-        )
+        self._console = console or Console(quiet=quiet, highlight=False)
         self._is_live = self._console.is_interactive and not quiet
         self._overview = Overview()
         self._last_said = time.monotonic()
@@ -69,7 +66,7 @@ class Ui:
 
     def warn(self, text: str) -> None:
         """Say on standard error, even when quiet, that something beside the training went wrong."""
-        say_on_stderr(f"train: {text}")
+        print(f"train: {text}", file=sys.stderr)
 
     def forged(self, done: int, total: int) -> None:
         """Say now and then how many of the kernels are ready: wide layers take minutes."""
@@ -137,9 +134,6 @@ class Ui:
                     f"go on  uv run --package esper-tamiyo tamiyo resume {escape(str(folder))}"
                 )
         self.say(f"report {folder / 'report.html'}")
-
-    def _output_lost(self, error: OSError) -> None:
-        self.warn(f"its output cannot be written any more ({error.strerror}); the run goes on")
 
     def _watched(self, label: str) -> Watched:
         (training,) = (item for item in self._overview.trainings if item.label == label)

@@ -91,15 +91,6 @@ class Widths:
     def _is_wide(self, site: Site) -> bool:
         return self._width_of(site) > max(site.signature.inputs or 0, site.signature.features)
 
-    def _reads_all_positions(self, site: Site) -> bool:
-        """Tell whether new units are beside a convolution and add to a linear layer."""
-        wide = self._plain.get(site.widens or "")
-        return (
-            wide is not None
-            and wide.signature.kind.is_channels
-            and not site.signature.kind.is_channels
-        )
-
     @cached_property
     def _not_for_width(self) -> float:
         """The largest share of a layer that does not lack units."""
@@ -111,7 +102,7 @@ class Widths:
         found: dict[int, float] = {}
         for pair in self._pairs.values():
             share = gain_share(self.health.get((pair.layer_id, 0)))
-            less = ACROSS_POSITIONS if self._reads_all_positions(pair) else 0.0
+            less = ACROSS_POSITIONS if pair.reads_all_positions else 0.0
             found[pair.layer_id] = max(UNKNOWN, share - less)
         return found
 
@@ -121,14 +112,13 @@ class Widths:
         return {site.name: site for site in self.sites if site.widens and site.spans == 1}
 
     @cached_property
-    def _plain(self) -> dict[str, Site]:
-        """By name, the sites that are layers themselves."""
-        return {site.name: site for site in self.sites if site.widens is None}
+    def _width(self) -> dict[str, int]:
+        plain = (site for site in self.sites if site.widens is None)
+        return {site.name: site.signature.features * site.num_seeds for site in plain}
 
     def _width_of(self, site: Site) -> int:
         """Return the width of the layer that becomes wider; 0 where it is no site, so that nobody knows."""
-        wide = self._plain.get(site.widens or "")
-        return 0 if wide is None else wide.signature.features * wide.num_seeds
+        return self._width.get(site.widens or "", 0)
 
     @cached_property
     def _narrow_rows(self) -> dict[int, Sequence[Site]]:
