@@ -87,6 +87,13 @@ class Flat(nn.Module):
         return x.movedim(1, -1)
 
 
+class Mean(nn.Module):
+    """Averages over positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
 class Half(nn.Module):
     """Keeps the second half of a batch."""
 
@@ -183,6 +190,11 @@ def test_a_layer_can_be_wider_wherever_it_alone_feeds_another() -> None:
             lambda: nn.Sequential(nn.Conv2d(2, 4, 3), Half(), nn.Flatten(), nn.Linear(16, 3)),
             IMAGES,
             "fed by 0, which is given 4 samples for 2 rows",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), Mean(), nn.Linear(4, 3)),
+            IMAGES,
+            "fed by 0 through an average over all positions, and new units would tell them apart",
         ),
         (
             lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3, groups=2)),
@@ -331,13 +343,6 @@ def uneven() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d((2, 1)), nn.Conv2d(4, 3, 3, padding=1), Mean()
     )
-
-
-class Mean(nn.Module):
-    """Averages over positions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
 
 
 def test_where_positions_do_not_fall_together_evenly_new_channels_read_averages() -> None:

@@ -206,7 +206,7 @@ def _judge(name: str, layers: Mapping[str, nn.Module], seen: Mapping[str, _Seen]
     if not _acts_on_rows_alone(record, before):
         return f"is fed by {wide} through something that mixes rows or positions, as attention does"
     if is_flattened:
-        return _flat_feed(wide, layers[wide], before.given, record.leaf)
+        return _flat_feed(wide, layers[wide], before, record)
     # Convolutions may have fewer positions later on; rows stay the same.
     num_equal = 1 if isinstance(layer, CONVOLUTIONS) else record.leaf.dim() - 1
     is_even = before.given.shape[:num_equal] == record.leaf.shape[:num_equal]
@@ -223,12 +223,18 @@ def _is_flattened(layer: nn.Module, record: _Seen, wide: nn.Module) -> bool:
     return is_pair and record.given is not None and record.given.dim() == 2
 
 
-def _flat_feed(wide: str, layer: nn.Module, given: Tensor, h: Tensor) -> Feed | str:
-    """Return what new units read of a convolution's input `given` `(B, I, …)` for the output `h` `(B, D)`."""
+def _flat_feed(wide: str, layer: nn.Module, before: _Seen, record: _Seen) -> Feed | str:
+    """Return what new units of a linear layer read, all positions at once, or why they do not."""
+    given, flat, h = before.given, record.given, before.leaf
+    assert given is not None
+    assert flat is not None
+    assert h is not None
     if given.dim() != cast("Tensor", layer.weight).dim():
         return f"is fed by {wide}, which is given no batch; plan with one"
-    if given.shape[0] != h.shape[0]:
-        return f"is fed by {wide}, which is given {given.shape[0]} samples for {h.shape[0]} rows"
+    if given.shape[0] != flat.shape[0]:
+        return f"is fed by {wide}, which is given {given.shape[0]} samples for {flat.shape[0]} rows"
+    if flat.shape[1] <= h.shape[1]:
+        return f"is fed by {wide} through an average over all positions, and new units would tell them apart"
     num_read = flattened_width(given.shape)
     if not num_read:
         return (
