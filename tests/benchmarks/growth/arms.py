@@ -128,13 +128,15 @@ def arms_of(problem: Problem) -> Sequence[str]:
     return [name for name in names if name not in absent]
 
 
-def compete(problem: Problem, seed: int, rate: float) -> dict[str, Result]:
-    """Run every arm on one seed at one learning rate."""
+def compete(
+    problem: Problem, seed: int, rate: float, names: Sequence[str] | None = None
+) -> dict[str, Result]:
+    """Run every arm on one seed at one learning rate; with `names`, only those."""
     results: dict[str, Result] = {}
     grown: dict[str, nn.Module] = {}
     torch.manual_seed(seed)
     budget = problem.steps * step_flops(problem.host(), problem)
-    for name in arms_of(problem):
+    for name in names or arms_of(problem):
         torch.manual_seed(seed)
         limit, attach = budget, None
         if name == GROMO:

@@ -62,7 +62,7 @@ def residual_mlp() -> Problem:
         statics={f"{n} blocks": partial(ResidualMlp, num_blocks=n) for n in (2, 3, 4, 6)},
         places=["stem", "blocks.0"],
         block=repeat(_design("normalised_mlp"), 5),
-        **_mnist1d(50_000),
+        **mnist1d(50_000),
         steps=8000,
         ramp_steps=40,
         learning_rates=(4e-3,),
@@ -77,7 +77,7 @@ def conv() -> Problem:
         statics={f"{w} channels": partial(ConvNet, width=w) for w in (12, 16, 24, 32)},
         places=["layers.1", "layers.5"],
         block=repeat(_design("residual_conv1d"), 4),
-        **_mnist1d(5_000),
+        **mnist1d(5_000),
         steps=5000,
         num_seeds=15,
         learning_rates=(20e-3, 32e-3),
@@ -124,7 +124,7 @@ def plain(num_samples: int) -> Problem:
         host=lambda: plain_mlp(8),
         mlp=(40, 8, 3, 10),
         statics={f"width {w}": partial(plain_mlp, w) for w in (16, 32, 64, 128)},
-        **_mnist1d(num_samples * 5 // 4),
+        **mnist1d(num_samples * 5 // 4),
         steps=16_000,
         learning_rates=(16e-3,) if num_samples > 10_000 else (8e-3,),
     )
@@ -171,7 +171,7 @@ def _design(name: str) -> BlueprintIR:
 
 
 @cache
-def _mnist1d(num_samples: int) -> dict[str, Any]:
+def mnist1d(num_samples: int) -> dict[str, Any]:
     """Return batches, validation and test data; a fifth is for tests, a tenth of the rest for validation."""
     arguments = cast("Any", get_dataset_args())
     arguments.num_samples = num_samples
