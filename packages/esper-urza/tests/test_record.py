@@ -133,10 +133,12 @@ def test_a_refused_change_leaves_no_event(
 
 
 def test_many_kernels_are_registered_together_and_again(
-    library: SqlLibrary, make_ir: MakeIR, make_kernel: MakeKernel
+    library: SqlLibrary, make_ir: MakeIR, make_kernel: MakeKernel, artifacts_url: str
 ) -> None:
     library.submit_blueprint(make_ir())
-    many = [make_kernel(make_ir(), number) for number in range(700)]
+    # More than one statement asks for, wherever that does not take half a minute.
+    count = 20 if artifacts_url.startswith("s3:") else 700
+    many = [make_kernel(make_ir(), number) for number in range(count)]
     registered = library.register_kernels([*many, many[0]])
     assert registered == [kernel for kernel, _ in [*many, many[0]]]
     assert library.register_kernels(many) == registered[:-1]
