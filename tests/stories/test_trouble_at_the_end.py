@@ -171,7 +171,10 @@ def test_ctrl_c_behind_a_pipe_whose_reader_is_gone_saves_everything(tmp_path: Pa
         process.send_signal(signal.SIGINT)
         _, stderr, summary = _finish(process, tmp_path)
     assert process.returncode == 130
-    assert stderr == "train: its output cannot be written any more (Broken pipe); the run goes on\n"
+    assert (
+        stderr
+        == "train: its output cannot be written any more (Broken pipe); the run is not affected\n"
+    )
     assert summary["interrupted"]
     _comes_back(tmp_path, summary)
 

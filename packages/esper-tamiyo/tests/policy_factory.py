@@ -126,8 +126,8 @@ READS = 5
 PAIR = KernelSignature(kind=SiteKind.FEATURES, features=6, inputs=READS)
 
 
-def block(layer_id: int, name: str, *, width: int = 6, kind: SiteKind = SiteKind.FEATURES) -> Site:
-    signature = SIGNATURE.model_copy(update={"features": width, "kind": kind})
+def block(layer_id: int, name: str, *, width: int = 6) -> Site:
+    signature = SIGNATURE.model_copy(update={"features": width})
     return Site(layer_id=layer_id, name=name, module_type="Linear", signature=signature)
 
 

@@ -70,7 +70,7 @@ def test_a_run_goes_on_and_says_once_that_nobody_reads(capfd: pytest.CaptureFixt
             ui.say(LONG)
             print(LONG, flush=True)  # as a host or a task may do
     assert capfd.readouterr().err == (
-        "train: its output cannot be written any more (Broken pipe); the run goes on\n"
+        "train: its output cannot be written any more (Broken pipe); the run is not affected\n"
     )
 
 

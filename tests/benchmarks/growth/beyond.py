@@ -1,4 +1,4 @@
-"""The default on hosts and tasks that nothing was tuned to, beside the small host with all operations.
+"""The default on hosts beyond the suite, beside the small host with all operations.
 
     uv run --group rivals python tests/benchmarks/growth/beyond.py
 

@@ -28,7 +28,7 @@ def guarded(program: str, *, debug: bool, goes_on: bool = False) -> Generator[No
     """
 
     def tell(error: OSError) -> None:
-        text = f"its output cannot be written any more ({error.strerror}); the run goes on"
+        text = f"its output cannot be written any more ({error.strerror}); the run is not affected"
         print(f"{program}: {text}", file=sys.stderr)
 
     errors = cast(TextIO, Lasting(sys.stderr, on_loss=no_matter))
