@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
@@ -11,7 +12,8 @@ import pytest
 import typer
 
 from esper.contracts import get_logger
-from esper.tamiyo.guarding import guarded
+from esper.tamiyo import cli, commands
+from esper.tamiyo.guarding import guarded, run_command_line
 from esper.tamiyo.output import Lasting
 from esper.tamiyo.ui import Ui
 
@@ -62,6 +64,39 @@ def test_an_answer_on_a_full_disk_is_an_error(
     assert capfd.readouterr().err == (
         "tamiyo explain: the output cannot be written: No space left on device\n"
     )
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize(
+    ("program", "main"), [("train", cli.main), ("tamiyo", commands.main)], ids=["train", "tamiyo"]
+)
+def test_help_on_a_full_disk_is_an_error(
+    program: str,
+    main: Callable[[], None],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with FULL.open("w") as full, redirect_stdout(full), pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == (
+        f"{program}: the output cannot be written: No space left on device\n"
+    )
+
+
+def test_a_run_within_a_command_line_is_told_of_the_loss_and_goes_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def app() -> None:
+        with guarded("train", debug=False, goes_on=True):
+            print(LONG)
+        raise SystemExit(0)
+
+    with unread(), pytest.raises(SystemExit) as ended:
+        run_command_line(app, "train")
+    assert ended.value.code == 0
+    assert "the run is not affected" in capfd.readouterr().err
 
 
 def test_a_run_goes_on_and_says_once_that_nobody_reads(capfd: pytest.CaptureFixture[str]) -> None:

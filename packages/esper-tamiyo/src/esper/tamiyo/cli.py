@@ -10,7 +10,7 @@ import typer
 from esper.contracts import ConfigError, load_yaml
 from esper.tamiyo import completing
 from esper.tamiyo.config import RunConfig, override
-from esper.tamiyo.guarding import guarded
+from esper.tamiyo.guarding import guarded, run_command_line
 from esper.tamiyo.variables import blamed, from_environment
 
 _DEFAULT = RunConfig()
@@ -235,4 +235,4 @@ def train(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    run_command_line(app, "train")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from esper.tamiyo import cli, completing
-from esper.tamiyo.guarding import guarded
+from esper.tamiyo.guarding import guarded, run_command_line
 
 _HELP = """
 Train models that grow while they learn, and look into what they did.
@@ -219,4 +219,4 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    run_command_line(app, "tamiyo")

@@ -17,6 +17,7 @@ from esper.contracts import (
 )
 from esper.contracts.words import place, plural
 from esper.tamiyo.folding import fold
+from esper.tamiyo.policies.widths import ACROSS_POSITIONS
 from esper.tamiyo.story import Attempt, Story
 from esper.tamiyo.verdict import Figures
 
@@ -28,7 +29,7 @@ MAX_REASONS = 2
 
 NUMBERS = {
     "gain_share": "the share of the wanted change that new units there could follow; from a "
-    "convolution into a linear layer, less 0.03",
+    f"convolution into a linear layer, less {ACROSS_POSITIONS:g}",
     "position": "how near the place is to the input (1: nearest)",
     "between": "whether the place is between blocks of the model (1) or within one (0)",
     "gap": "the part of the wanted change that the layer's own weights cannot follow",

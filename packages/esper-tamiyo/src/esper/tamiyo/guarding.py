@@ -3,7 +3,7 @@
 import errno
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO, cast
 
@@ -38,6 +38,25 @@ def guarded(program: str, *, debug: bool, goes_on: bool = False) -> Generator[No
         output.flush()
 
 
+def run_command_line(app: Callable[[], object], program: str) -> None:
+    """Run what a command line asks for, and what is printed around commands: help and completions.
+
+    Raises:
+        SystemExit: as `app` does; with 1 where nobody can read what it says.
+
+    """
+    lost: list[OSError] = []  # not raised at once: typer swallows errors where it tries a stream
+    output = cast(TextIO, Lasting(sys.stdout, on_loss=lost.append))
+    with redirect_stdout(output):
+        try:
+            app()
+        finally:
+            output.flush()
+            if lost:
+                _tell_lost(program, lost[0])
+                raise SystemExit(EXIT_UNEXPECTED) from None
+
+
 @contextmanager
 def _guarded(program: str, *, debug: bool) -> Generator[None]:
     # What a person must know is said by the commands themselves, once; log lines are for --debug.
@@ -47,8 +66,7 @@ def _guarded(program: str, *, debug: bool) -> Generator[None]:
     except StoppedEarlyError:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except OutputLostError as error:
-        if error.errno != errno.EPIPE:  # `tamiyo explain RUN | head` is no mistake
-            _print_error(program, f"the output cannot be written: {error.strerror}", error)
+        _tell_lost(program, error)
         raise typer.Exit(EXIT_UNEXPECTED) from None
     except EsperError as error:
         if debug:
@@ -65,6 +83,11 @@ def _guarded(program: str, *, debug: bool) -> Generator[None]:
     except KeyboardInterrupt as error:
         _print_error(program, "interrupted", error, otherwise=what_is_left(program))
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _tell_lost(program: str, error: OSError) -> None:
+    if error.errno != errno.EPIPE:  # `tamiyo explain RUN | head` is no mistake
+        _print_error(program, f"the output cannot be written: {error.strerror}", error)
 
 
 def _print_error(

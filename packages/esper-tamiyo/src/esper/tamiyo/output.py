@@ -27,7 +27,8 @@ class Lasting:
     """
 
     def __init__(self, stream: TextIO, on_loss: Callable[[OSError], None]) -> None:
-        self._stream = stream
+        # In place of another one: only the innermost is told of a loss.
+        self._stream: TextIO = stream._stream if isinstance(stream, Lasting) else stream
         self._on_loss = on_loss
         self._is_lost = False
 
