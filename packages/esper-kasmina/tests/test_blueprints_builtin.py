@@ -63,7 +63,7 @@ def test_there_is_a_choice_of_designs_for_every_kind_of_site() -> None:
         ("low_rank", "6b0804da", "c60003d0d269e25f"),
         ("normalised_mlp", "7073ea00", "a956987f7448b5ba"),
         ("pointwise_mix", "afec8239", "7e982143c49d6f39"),
-        ("residual_conv", "0e62f8d8", "cfe571725e631673"),
+        ("residual_conv", "db55708b", "c2ef299e16306315"),
         ("residual_mlp", "6d175dec", "ca0edfaad26a6d21"),
         ("causal_attention", "bb4fbbe9", "6729f4aa18471d1c"),
         ("token_mixing", "7ea9bcb2", "9839d6ed29300f21"),

@@ -35,7 +35,7 @@ def test_the_table_lists_every_built_in_design_with_its_kind_and_size() -> None:
 def test_its_code_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     costs, operator = blocks("python")
     exec(compile(costs, "BLUEPRINTS.md", "exec"), {})
-    assert "residual_conv: 73,856 parameters, 151.0 MFLOP" in capsys.readouterr().out
+    assert "residual_conv: 73,984 parameters, 151.0 MFLOP" in capsys.readouterr().out
     (design_file,) = blocks("yaml")
     path = tmp_path / "narrow_gate.yaml"
     path.write_text(design_file)

@@ -2,7 +2,7 @@
 
     uv run --group rivals python tests/benchmarks/growth/beyond.py
 
-Paired seeds, equal training FLOPs, both at the learning rate that is better for them on validation data.
+Paired seeds, equal training FLOPs, each at the learning rate that is best for it on validation data.
 """
 
 # torch leaves parts of its types open:
@@ -26,7 +26,7 @@ from torch import nn
 from training import Result
 
 FIRST_SEED = 200
-RATES = (0.01, 0.02)
+RATES = (0.01, 0.02, 0.03)
 
 
 def with_norms() -> nn.Module:
