@@ -10,6 +10,7 @@ from typing import TextIO
 
 import pytest
 import typer
+from run_factory import record
 
 from esper.contracts import get_logger
 from esper.tamiyo import cli, commands
@@ -107,6 +108,18 @@ def test_a_run_goes_on_and_says_once_that_nobody_reads(capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == (
         "train: its output cannot be written any more (Broken pipe); the run is not affected\n"
     )
+
+
+def test_how_a_stopped_run_goes_on_is_said_where_somebody_may_read_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    stopped = record()
+    stopped.interrupted = True
+    with unread(), guarded("train", debug=False, goes_on=True), Ui() as ui:
+        print(LONG, flush=True)
+        ui.result(stopped, Path("runs") / "one")
+    _, said = capfd.readouterr().err.splitlines()
+    assert said.endswith("go on  uv run --package esper-tamiyo tamiyo resume runs/one")
 
 
 def test_a_run_goes_on_when_nobody_reads_its_errors_either() -> None:

@@ -30,11 +30,12 @@ class Lasting:
         # In place of another one: only the innermost is told of a loss.
         self._stream: TextIO = stream._stream if isinstance(stream, Lasting) else stream
         self._on_loss = on_loss
-        self._is_lost = False
+        self.is_lost = False
+        """Whether what is written is dropped."""
 
     def write(self, text: str) -> int:
         """Write `text`, or drop it."""
-        if self._is_lost:
+        if self.is_lost:
             return len(text)
         try:
             return self._stream.write(text)
@@ -44,7 +45,7 @@ class Lasting:
 
     def flush(self) -> None:
         """Flush what was written, or drop it."""
-        if self._is_lost:
+        if self.is_lost:
             return
         try:
             self._stream.flush()
@@ -56,7 +57,7 @@ class Lasting:
         return getattr(self.__dict__["_stream"], name)
 
     def _lose(self, error: OSError) -> None:
-        self._is_lost = True
+        self.is_lost = True
         with suppress(OSError):  # a stream without a file
             _lead_nowhere(self._stream)
         self._on_loss(error)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from esper.contracts import Action, SeedState, SystemStatePacket
 from esper.contracts.words import place, plural
 from esper.tamiyo.live import Overview, Watched, figures
+from esper.tamiyo.output import Lasting
 from esper.tamiyo.summary import Point, RunRecord
 from esper.tamiyo.verdict import Figures
 
@@ -130,9 +131,10 @@ class Ui:
                 "epochs; the model as it stood, its record and the report were saved"
             )
             if record.checkpoint_failure is None:
-                self.say(
-                    f"go on  uv run --package esper-tamiyo tamiyo resume {escape(str(folder))}"
-                )
+                command = f"uv run --package esper-tamiyo tamiyo resume {folder}"
+                self.say(f"go on  {escape(command)}")
+                if isinstance(sys.stdout, Lasting) and sys.stdout.is_lost:
+                    self.warn(f"stopped, and saved; go on  {command}")
         self.say(f"report {folder / 'report.html'}")
 
     def _watched(self, label: str) -> Watched:
