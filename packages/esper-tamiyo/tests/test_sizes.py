@@ -71,3 +71,22 @@ def test_what_has_grown_counts_with_what_it_costs_where_it_grew() -> None:
     found = dataclasses.replace(seen(sites, kernels), seeds=kept, num_parameters=2500)
     assert found.sizes.began == 1000
     assert found.sizes.grown == Size(parameters=1.5, operations=2.5)
+
+
+@pytest.mark.parametrize(("steps", "grows"), [(54, False), (216, True)])
+def test_nothing_more_grows_where_what_has_grown_costs_more_than_it_is_worth_by_now(
+    steps: int, *, grows: bool
+) -> None:
+    kernels = [kernel(1, num_parameters=500), kernel(2, num_parameters=100)]
+    sites = [block(0, "a").model_copy(update={"cost": 4.0}), block(1, "b")]
+    seeds = [seed(0, SeedState.FOSSILIZED, kernel_id=kernels[0].kernel_id), seed(1)]
+    signal = healthy(1, gap=1.0).model_copy(update={"batch_samples": 50})
+    found = dataclasses.replace(
+        seen(sites, kernels, signal, steps=steps), seeds=seeds, num_parameters=1500
+    )
+    assert (found.sizes.worth_so_far > 0) == grows
+    assert found.sizes.worth(kernels[1], sites[1]) > 0
+    proposal = Gap(timing=ALWAYS).propose(found)
+    assert (proposal.chosen is not None) == grows
+    if not grows:
+        assert "nothing is worth its cost" in proposal.reason

@@ -44,7 +44,8 @@ class Gap(Growing):
     """Of a path past a row of layers most of which are narrow."""
     more_share: float = 0.5
     """What grows later has to be worth this share of all that has grown, for every growth disturbs what is
-    learned: few and large ones do better than many. A bottleneck is mended in any case."""
+    learned: few and large ones do better than many. Nothing is where that costs more than it is worth by
+    now (docs/experiments/0007). A bottleneck is mended in any case."""
     least_score: float | None = 0.0
 
     @override
@@ -66,7 +67,8 @@ class Gap(Growing):
         """Return the score of each kernel; what the place is worth is asked once."""
         place, _ = self._place(observation, seed)
         site, sizes = observation.site_of(seed), observation.sizes
-        least = max(0.0, self.more_share * sizes.worth_so_far)
+        so_far = sizes.worth_so_far
+        least = self.more_share * so_far if so_far >= 0 else math.inf
         if place >= self.bottleneck_weight and sizes.aim > 0:
             least = -math.inf
         fit, weight = self.kind_weight, self.size_weight
