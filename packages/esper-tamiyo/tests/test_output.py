@@ -12,10 +12,11 @@ import pytest
 import typer
 from run_factory import record
 
-from esper.contracts import get_logger
+from esper.contracts import ConfigError, get_logger
 from esper.tamiyo import cli, commands
 from esper.tamiyo.guarding import guarded, run_command_line
 from esper.tamiyo.output import Lasting
+from esper.tamiyo.stopping import StoppedEarlyError
 from esper.tamiyo.ui import Ui
 
 FULL = Path("/dev/full")
@@ -98,6 +99,31 @@ def test_a_run_within_a_command_line_is_told_of_the_loss_and_goes_on(
         run_command_line(app, "train")
     assert ended.value.code == 0
     assert "the run is not affected" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("wrong"), 2), (StoppedEarlyError(), 130)],
+    ids=["bad", "stopped"],
+)
+def test_what_went_wrong_is_told_rather_than_that_its_output_is_lost(
+    error: Exception, code: int, *, goes_on: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        try:
+            with guarded("train", debug=False, goes_on=goes_on):
+                print("held in the buffer")
+                raise error
+        except typer.Exit as ended:
+            raise SystemExit(ended.exit_code) from None
+
+    with unread(), pytest.raises(SystemExit) as ended:
+        run_command_line(app, "train")
+    assert ended.value.code == code
+    said = capfd.readouterr().err
+    assert "cannot be written: " not in said
+    assert ("train: wrong" in said) == (code == 2)
 
 
 def test_a_run_goes_on_and_says_once_that_nobody_reads(capfd: pytest.CaptureFixture[str]) -> None:

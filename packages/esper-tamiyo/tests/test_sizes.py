@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from policy_factory import ALWAYS, block, healthy, kernel, seed, seen
+from policy_factory import ALWAYS, PAIR, block, healthy, kernel, seed, seen, units
 
 from esper.contracts import SeedState
 from esper.tamiyo import Gap
@@ -88,5 +88,30 @@ def test_nothing_more_grows_where_what_has_grown_costs_more_than_it_is_worth_by_
     assert found.sizes.worth(kernels[1], sites[1]) > 0
     proposal = Gap(timing=ALWAYS).propose(found)
     assert (proposal.chosen is not None) == grows
-    if not grows:
-        assert "nothing is worth its cost" in proposal.reason
+    assert proposal.candidates[0].numbers["worth_so_far"] == found.sizes.worth_so_far
+    assert Gap(timing=ALWAYS, more_share=0).propose(found).chosen is not None
+
+
+def test_narrow_layers_are_mended_whatever_has_grown_costs() -> None:
+    dear, mend = kernel(1, num_parameters=500), kernel(2, num_parameters=100, signature=PAIR)
+    for row, gains in (([1], (0.2, -0.1)), ([2], (0.2, 0.1))):  # a bottleneck, a narrow row
+        sites = [
+            block(0, "a").model_copy(update={"cost": 4.0}),
+            units(1, "a", "b"),
+            units(2, "a", "c", spans=2),
+            block(3, "b"),
+            units(4, "b", "c"),
+        ]
+        signals = [healthy(n, gap=2.0, gain=gain) for n, gain in zip((1, 4), gains, strict=True)]
+        found = dataclasses.replace(
+            seen(sites, [dear, mend], *signals),
+            seeds=[
+                seed(0, SeedState.FOSSILIZED, kernel_id=dear.kernel_id),
+                *(seed(n) for n in range(1, 5)),
+            ],
+            num_parameters=1500,
+        )
+        assert found.sizes.worth_so_far < 0
+        chosen = Gap(timing=ALWAYS).propose(found).chosen
+        assert chosen is not None
+        assert [chosen.seed_id[0]] == row

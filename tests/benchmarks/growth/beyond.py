@@ -25,7 +25,7 @@ from tables import interval
 from torch import nn
 from training import Result
 
-FIRST_SEED = 200
+FIRST_SEED = 400
 RATES = (0.01, 0.02, 0.03)
 
 

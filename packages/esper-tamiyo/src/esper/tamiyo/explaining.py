@@ -37,6 +37,7 @@ NUMBERS = {
     "size": "the block's parameters, as a multiple of the model's",
     "cost": "what its operations come to, as a multiple of the model's; at least its size",
     "worth": "what so large a block is worth after what has grown, for the steps that are left",
+    "worth_so_far": "what all that had grown was worth; below 0, no further block is",
     "plateau": "how little the loss has moved",
 }
 """What the numbers of the built-in policies mean."""

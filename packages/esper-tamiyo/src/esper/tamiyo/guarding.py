@@ -4,7 +4,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TextIO, cast
 
 import typer
@@ -34,15 +34,20 @@ def guarded(program: str, *, debug: bool, goes_on: bool = False) -> Generator[No
     errors = cast(TextIO, Lasting(sys.stderr, on_loss=no_matter))
     output = cast(TextIO, Lasting(sys.stdout, on_loss=tell if goes_on else give_up))
     with redirect_stderr(errors), redirect_stdout(output), _guarded(program, debug=debug):
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OutputLostError):  # there is something worse to be told
+                output.flush()
+            raise
         output.flush()
 
 
 def run_command_line(app: Callable[[], object], program: str) -> None:
-    """Run what a command line asks for, and what is printed around commands: help and completions.
+    """Run `app`, which prints help and completions itself, and commands in `guarded`.
 
     Raises:
-        SystemExit: as `app` does; with 1 where nobody can read what it says.
+        SystemExit: as `app` does, as typer's always do; with 1 instead of 0 where help cannot be written.
 
     """
     lost: list[OSError] = []  # not raised at once: typer swallows errors where it tries a stream
@@ -50,11 +55,12 @@ def run_command_line(app: Callable[[], object], program: str) -> None:
     with redirect_stdout(output):
         try:
             app()
-        finally:
+        except SystemExit as ended:
             output.flush()
-            if lost:
-                _tell_lost(program, lost[0])
-                raise SystemExit(EXIT_UNEXPECTED) from None
+            if ended.code or not lost:
+                raise
+            _tell_lost(program, lost[0])
+            raise SystemExit(EXIT_UNEXPECTED) from None
 
 
 @contextmanager
@@ -87,7 +93,8 @@ def _guarded(program: str, *, debug: bool) -> Generator[None]:
 
 def _tell_lost(program: str, error: OSError) -> None:
     if error.errno != errno.EPIPE:  # `tamiyo explain RUN | head` is no mistake
-        _print_error(program, f"the output cannot be written: {error.strerror}", error)
+        with suppress(OSError):
+            _print_error(program, f"the output cannot be written: {error.strerror}", error)
 
 
 def _print_error(

@@ -3,6 +3,7 @@
 The trainer calls these methods; nothing flows back.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ class Ui:
                 "epochs; the model as it stood, its record and the report were saved"
             )
             if record.checkpoint_failure is None:
-                command = f"uv run --package esper-tamiyo tamiyo resume {folder}"
+                command = f"uv run --package esper-tamiyo tamiyo resume {shlex.quote(str(folder))}"
                 self.say(f"go on  {escape(command)}")
                 if isinstance(sys.stdout, Lasting) and sys.stdout.is_lost:
                     self.warn(f"stopped, and saved; go on  {command}")

@@ -44,8 +44,8 @@ class Gap(Growing):
     """Of a path past a row of layers most of which are narrow."""
     more_share: float = 0.5
     """What grows later has to be worth this share of all that has grown, for every growth disturbs what is
-    learned: few and large ones do better than many. Nothing is where that costs more than it is worth by
-    now (docs/experiments/0007). A bottleneck is mended in any case."""
+    learned: few and large ones do better than many. No block is where that costs more than it is worth by
+    now (docs/experiments/0007); narrow layers are mended all the same. 0: whatever is worth its cost."""
     least_score: float | None = 0.0
 
     @override
@@ -58,7 +58,12 @@ class Gap(Growing):
         size = observation.sizes.size_of(kernel, site)
         worth = observation.sizes.worth(kernel, site)
         (score,) = self.scores(observation, seed, [kernel])
-        return score, numbers | {"size": size.parameters, "cost": size.operations, "worth": worth}
+        return score, numbers | {
+            "size": size.parameters,
+            "cost": size.operations,
+            "worth": worth,
+            "worth_so_far": observation.sizes.worth_so_far,
+        }
 
     @override
     def scores(
@@ -67,15 +72,16 @@ class Gap(Growing):
         """Return the score of each kernel; what the place is worth is asked once."""
         place, _ = self._place(observation, seed)
         site, sizes = observation.site_of(seed), observation.sizes
-        so_far = sizes.worth_so_far
-        least = self.more_share * so_far if so_far >= 0 else math.inf
-        if place >= self.bottleneck_weight and sizes.aim > 0:
+        least = max(0.0, self.more_share * sizes.worth_so_far)
+        if site.widens is None and self.more_share * sizes.worth_so_far < 0:
+            least = math.inf
+        elif place >= self.bottleneck_weight and sizes.aim > 0:
             least = -math.inf
         fit, weight = self.kind_weight, self.size_weight
         return [
             place + fit * (kernel.signature.kind is site.signature.kind) + weight * value
             if value > least
-            else weight * min(value, 0.0) - 1.0
+            else min(place, 0.0) + weight * min(value, 0.0) - 1.0
             for kernel, value in zip(kernels, (sizes.worth(k, site) for k in kernels), strict=True)
         ]
 
