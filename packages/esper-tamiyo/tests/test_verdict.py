@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.tamiyo import Evidence, Figures, judge
-from esper.tamiyo.verdict import MIN_PAIRS, gain_interval
+from esper.tamiyo.verdict import MIN_GAIN, MIN_PAIRS, gain_interval
 
 
 def evidence(loss: float, without: float | None, before: float | None) -> Evidence:
@@ -50,9 +50,8 @@ def test_what_is_kept_is_better_than_every_yardstick(
     loss: float, without: float, before: float
 ) -> None:
     verdict = judge(evidence(loss, without, before))
-    assert verdict.keep == (loss <= 0.99 * without and loss <= 0.99 * before) or math.isclose(
-        loss, 0.99 * min(without, before), rel_tol=1e-9
-    )
+    most = (1 - MIN_GAIN) * min(without, before)
+    assert verdict.keep == (loss <= most) or math.isclose(loss, most, rel_tol=1e-9)
 
 
 def _pairs(gains: list[float]) -> Evidence:
