@@ -2,8 +2,11 @@
 
 import random
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, override
 
@@ -164,6 +167,22 @@ def test_a_bad_sample_and_a_death_elsewhere_are_told_here() -> None:
             _batches(task)
         with pytest.raises(ReaderDiedError, match=r"ahead died \(.+\); .*fewer --workers"):
             _batches(other)
+
+
+def test_no_thread_is_left_that_holds_what_the_readers_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    feed: Any = vars(Queue)["_feed"].__func__
+
+    def slow(*given: Any) -> None:
+        feed(*given)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(Queue, "_feed", staticmethod(slow))
+    before = set(threading.enumerate())
+    with Readers(1) as readers:
+        _batches(check_task("noisy", noisy_task()).read_by(readers))
+    assert set(threading.enumerate()) <= before
 
 
 def test_data_that_cannot_be_handed_over_is_explained() -> None:

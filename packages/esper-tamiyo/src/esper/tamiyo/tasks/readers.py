@@ -28,6 +28,10 @@ type Reading = Callable[[Iterable[Sequence[int]], int], Iterator[Batch]]
 """`(indices of each batch, seed) → batches`, in that order."""
 
 
+FEEDER_SECONDS = 1.0
+"""So long a thread that has nothing more to hand over may take to end."""
+
+
 class ReaderDiedError(EsperError, RuntimeError):
     """A process that reads samples ended before its time."""
 
@@ -79,6 +83,11 @@ class Readers:
         if iterator is not None:
             # What it does when it is collected; but who knows which traceback still refers to it.
             iterator._shutdown_workers()
+            for queue in iterator._index_queues:
+                # torch lets its feeder be. Should that hold a semaphore last, while Python ends, it may be
+                # removed and yet stay on the list of those to be removed, of which Python complains.
+                if queue._thread is not None:
+                    queue._thread.join(FEEDER_SECONDS)
 
     def _read(self, number: int, batches: Iterable[Sequence[int]], seed: int) -> Iterator[Batch]:
         if not self._workers:
