@@ -60,6 +60,15 @@ def test_in_a_narrow_row_a_layer_half_as_wide_as_another_is_a_bottleneck_all_the
     assert [s.layer_id for s in sites if s.spans == 1 and found.is_bottleneck(s)] == [1, 6]
 
 
+def test_half_of_the_channels_at_twice_the_positions_is_no_bottleneck() -> None:
+    """As in nets whose channels double where they stride or pool."""
+    first, wide = block(0, "a"), block(3, "b", width=12)
+    sites = [first.model_copy(update={"cost": 2.0}), *ROW[1:3], wide, *ROW[4:]]
+    found = widths(0.2, 0.1, 0.3, sites=sites)
+    assert found.is_narrow_row(ROW[2])
+    assert [s.layer_id for s in sites if s.spans == 1 and found.is_bottleneck(s)] == [6]
+
+
 def test_a_layer_that_feeds_two_others_is_judged_by_each_alone() -> None:
     sites = [units(0, "a", "b"), units(1, "b", "left"), units(2, "b", "right")]
     path = units(3, "a", "left", spans=2)

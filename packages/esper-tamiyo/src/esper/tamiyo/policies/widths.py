@@ -76,12 +76,17 @@ class Widths:
         return narrow >= 2 and 2 * narrow > len(row)
 
     def is_bottleneck(self, site: Site) -> bool:
-        """Tell whether a layer is narrow and its row is not, or has another layer of twice its width."""
+        """Tell whether a layer is narrow and its row is not, or has another layer of twice its width.
+
+        Twice as many channels at half of the positions are not twice the width: as much passes there.
+        """
         row = self._narrow_rows.get(site.layer_id)
         if row is None or not self.is_narrow(site):
             return self.is_narrow(site)
-        width = self._width_of(site)
-        return width > 0 and 2 * width <= max(self._width_of(pair) for pair in row)
+        width, flow = self._width_of(site), self._flow_of(site)
+        return width > 0 and any(
+            2 * width <= self._width_of(pair) and 2 * flow <= self._flow_of(pair) for pair in row
+        )
 
     @cached_property
     def largest_share(self) -> float:
@@ -119,6 +124,14 @@ class Widths:
     def _width_of(self, site: Site) -> int:
         """Return the width of the layer that becomes wider; 0 where it is no site, so that nobody knows."""
         return self._width.get(site.widens or "", 0)
+
+    def _flow_of(self, site: Site) -> float:
+        """Return how much passes at the layer that becomes wider: its width at all positions, up to a factor."""
+        return self._width_of(site) * self._cost.get(site.widens or "", 1.0)
+
+    @cached_property
+    def _cost(self) -> dict[str, float]:
+        return {site.name: site.cost for site in self.sites if site.widens is None}
 
     @cached_property
     def _narrow_rows(self) -> dict[int, Sequence[Site]]:
