@@ -30,9 +30,7 @@ class Gap(Growing):
 
     timing: Timing = field(default_factory=Periodic)
     position_weight: float = 1.0
-    gap_weight: float = 0.05
-    """Little, so that it decides between neighbours: with more, blocks went to the output side of hosts of a
-    few layers now and then, and lost (docs/experiments/0008)."""
+    gap_weight: float = 0.25
     stream_weight: float = 2.0
     """Of a place between blocks of the host, where what a block adds reaches all that follow, rather than
     within one of them."""
