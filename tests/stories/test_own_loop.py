@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from esper.contracts.registry import bus_factory
 from esper.kasmina import StageLengths, load, wrap
 from esper.kasmina.graft import Graft
 from esper.tamiyo import (
+    EpochFigures,
     Figures,
     Growing,
     Heuristic,
@@ -42,6 +44,7 @@ from esper.tamiyo import (
     RuntimeUrls,
     Tamiyo,
 )
+from esper.tamiyo.verdict import gather
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +128,11 @@ class Loop:
         self._look: tuple[float, float] | None = None
 
     def _evaluate(self) -> Figures:
-        """Measure as if; running data for norms to settle, before it measures without, changes nothing."""
+        """Measure as if; no data is run for norms to settle before a measurement, so that none does."""
+        norm = self.model.get_submodule("1")
+        assert isinstance(norm, nn.BatchNorm1d)
+        if norm.momentum is None:
+            return Figures(loss=math.nan)
         grafts = [module for module in self.model.modules() if isinstance(module, Graft)]
         if all(graft.enabled for graft in grafts):
             self._look = next(self._looks)
@@ -245,6 +252,35 @@ def test_a_block_that_fine_tuning_left_alone_needs_no_second_gain() -> None:
     loop = Loop(EAGER, judged=[(0.5, 1.0), (0.9, 0.9)])
     with loop.tamiyo:
         assert any(_reached(packet, SeedState.FOSSILIZED) for _, packet in loop.run(20))
+
+
+def test_a_block_that_does_nothing_gains_nothing_however_far_norms_lag_behind() -> None:
+    loop = Loop(EAGER, judged=[(0.5, 0.8)])
+    seed_id = next(
+        event.seed_id
+        for _, packet in loop.run(12)
+        for event in packet.events
+        if event.to_state is SeedState.GRAFTING
+    )
+    (graft,) = [module for module in loop.model.modules() if isinstance(module, Graft)]
+    with torch.no_grad():
+        for parameter in graft.parameters():
+            parameter.zero_()
+        loop.model.get_buffer("1.running_mean").add_(3.0)
+
+    def evaluate() -> Figures:
+        loop.model.eval()
+        with torch.no_grad():
+            loss = functional.cross_entropy(loop.model(loop.inputs), loop.targets)
+        loop.model.train()
+        return Figures(loss=loss.item())
+
+    stale = evaluate()
+    found = gather(
+        loop.bed, seed_id, now=EpochFigures(epoch=9, val_loss=1.0), before=None, evaluate=evaluate
+    )
+    assert found.with_block == found.without_block != stale
+    assert evaluate() == stale
 
 
 @pytest.mark.parametrize(

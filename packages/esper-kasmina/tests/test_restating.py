@@ -55,6 +55,19 @@ def test_what_a_norm_takes_out_again_counts_for_nothing() -> None:
     assert (stale - with_block).abs().max() > 0.5
 
 
+def test_the_whole_model_can_be_measured_with_statistics_of_now() -> None:
+    bed = shifted_bed()
+    model = bed.model
+    steady = answers(model)
+    model.get_buffer("1.running_mean").add_(2.0)
+    lagging = answers(model)
+    with bed.without(None, settle=lambda: answers(model)):
+        torch.testing.assert_close(answers(model), steady, atol=0.05, rtol=0)
+    assert torch.equal(answers(model), lagging)
+    with bed.without(None):
+        assert torch.equal(answers(model), lagging)
+
+
 def test_afterwards_everything_is_as_it_was() -> None:
     bed = shifted_bed()
     norm = bed.model.get_submodule("1")

@@ -121,12 +121,13 @@ class SeedBed(Protocol):
         ...
 
     def without(
-        self, seed_id: tuple[int, int], *, settle: Callable[[], object] | None = None
+        self, seed_id: tuple[int, int] | None, *, settle: Callable[[], object] | None = None
     ) -> AbstractContextManager[None]:
         """Within the context, the host computes as if this seed's kernel were not there.
 
         `settle` runs data through the model first, from which batch norms take their statistics meanwhile:
-        those that they keep belong to the model with the kernel.
+        those that they keep belong to the model with the kernel, and lag behind its weights. With None for
+        the seed nothing is missing, which gives figures of the whole model to compare with.
         """
         ...
 

@@ -5,7 +5,7 @@ points and reads health at the end of each epoch. Implements the port `esper.con
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from esper.kasmina.attachment import Attachment
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Copies
 from esper.kasmina.export import ExportManifest, export
-from esper.kasmina.graft import release
+from esper.kasmina.graft import absent, release
 from esper.kasmina.kernels import Block, count_parameters
 from esper.kasmina.legality import UNDONE, Legality
 from esper.kasmina.library import builtin_blueprints
@@ -242,14 +242,14 @@ class Bed:
         self._sampling.switch(on=on)
 
     def without(
-        self, seed_id: tuple[int, int], *, settle: Callable[[], object] | None = None
+        self, seed_id: tuple[int, int] | None, *, settle: Callable[[], object] | None = None
     ) -> AbstractContextManager[None]:
-        """Within the context, the host computes as if this seed's kernel were not there.
+        """Within the context, the host computes as if this seed's kernel were not there; None: as it is.
 
         `settle` runs data through it first, from which batch norms take their statistics meanwhile.
         """
-        graft = self.seed(seed_id).graft
-        return graft.absent(self.model, settle) if graft is not None else nullcontext()
+        graft = None if seed_id is None else self.seed(seed_id).graft
+        return absent(graft, self.model, settle)
 
     def mark(self) -> Mark:
         """Return this moment of the whole run, to go back to with `roll_back`.

@@ -102,16 +102,6 @@ class Graft(nn.Module):
         self.register_buffer("alpha", torch.zeros((), device=device))
         self.register_load_state_dict_post_hook(_forgive_absent_grafts)  # pyright: ignore[reportUnknownMemberType]
 
-    @contextmanager
-    def absent(self, host: nn.Module, settle: Callable[[], object] | None) -> Generator[None]:
-        """Within the context, it does nothing; see `restating` for `settle`."""
-        was_enabled, self.enabled = self.enabled, False
-        try:
-            with restated(host, settle):
-                yield
-        finally:
-            self.enabled = was_enabled
-
     def forward(self, h: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the features with the block's contribution, in the shape and type of `h`."""
         part = self.span.of(h)
@@ -121,6 +111,23 @@ class Graft(nn.Module):
         f = self.block(read.unsqueeze(0)).squeeze(0) if unbatched else self.block(read)
         # Under autocast some blocks answer in float32; the host's type is kept.
         return self.span.put(h, part + (self.alpha * f).to(part.dtype))
+
+
+@contextmanager
+def absent(
+    graft: Graft | None, host: nn.Module, settle: Callable[[], object] | None
+) -> Generator[None]:
+    """Within the context, a graft does nothing; see `restating` for `settle`."""
+    if graft is None:
+        with restated(host, settle):
+            yield
+        return
+    was_enabled, graft.enabled = graft.enabled, False
+    try:
+        with restated(host, settle):
+            yield
+    finally:
+        graft.enabled = was_enabled
 
 
 class Watcher(Protocol):

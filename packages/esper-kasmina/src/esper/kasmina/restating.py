@@ -1,8 +1,9 @@
-"""Running statistics of batch norms, restated while the host computes without one of its blocks.
+"""Running statistics of batch norms, restated while the host computes without one of its blocks, or with all.
 
 Norms behind a block have got used to it. With statistics of the model that has the block, the model without
 it would look worse than it is. So data is run through it first, as after weight averaging
-(`torch.optim.swa_utils.update_bn`); at the end the statistics are again what they were.
+(`torch.optim.swa_utils.update_bn`); at the end the statistics are again what they were. Statistics that were
+kept while weights changed fast lag behind them: the model with the block is compared with restated ones, too.
 """
 
 from collections.abc import Callable, Generator

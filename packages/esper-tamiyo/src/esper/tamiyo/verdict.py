@@ -66,11 +66,13 @@ def gather(
 ) -> Evidence:
     """Return the evidence on a block, measured anew with and without it where there is `evaluate`.
 
+    Both with the batch norms' statistics taken anew: those of one side alone would lag behind its weights.
     `now` are the last epoch's figures, `before` those of the last epoch before the graft, if known.
     """
     measured, without = _figures(now), None
     if evaluate is not None:
-        measured = evaluate()
+        with bed.without(None, settle=evaluate):
+            measured = evaluate()
         with bed.without(seed_id, settle=evaluate):
             without = evaluate()
     return Evidence(

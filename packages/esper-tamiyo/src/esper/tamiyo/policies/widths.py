@@ -126,7 +126,7 @@ class Widths:
         return self._width.get(site.widens or "", 0)
 
     def _flow_of(self, site: Site) -> float:
-        """Return how much passes at the layer that becomes wider: its width at all positions, up to a factor."""
+        """Return how much passes at the layer that becomes wider, at all positions, up to a factor."""
         return self._width_of(site) * self._cost.get(site.widens or "", 1.0)
 
     @cached_property
