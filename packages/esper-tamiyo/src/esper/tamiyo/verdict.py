@@ -115,17 +115,24 @@ def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN, is_last: bool = Tru
 
     The yardsticks are the same weights without the block, and the model before the graft. The first
     alone would flatter a block that the host has come to lean on; the second alone would credit the
-    block with what the host learned meanwhile. Where it is not the last verdict, a block that is no more than
-    better than none stays, too: it is still learning, and is judged again.
+    block with what the host learned meanwhile. With no `min_gain` a block goes if it is worse than none beyond
+    noise, or than the model before the graft. Where it is not the last verdict, a block that is not worse
+    than none beyond noise stays, too: it is still learning, and is judged again.
     """
     verdict = _judge(evidence, min_gain)
     if verdict.keep or is_last or evidence.without_block is None:
         return verdict
     loss, without = evidence.with_block.loss, evidence.without_block.loss
-    if not loss < without:
+    if not (loss < without or _may_help(evidence)):
         return verdict
-    reason = f"it is promising, loss {loss:.4f} with it, {without:.4f} without it, though {verdict.reason}"
+    reason = f"it may yet help, loss {loss:.4f} with it, {without:.4f} without it, though {verdict.reason}"
     return Verdict(keep=True, reason=reason, numbers=verdict.numbers)
+
+
+def _may_help(evidence: Evidence) -> bool:
+    """Tell whether noise alone could make a block that helps look as it does."""
+    interval = gain_interval(evidence)
+    return interval is not None and interval[1] > 0
 
 
 def _judge(evidence: Evidence, min_gain: float) -> Verdict:
@@ -152,6 +159,8 @@ def _judge(evidence: Evidence, min_gain: float) -> Verdict:
                 numbers=numbers,
             )
     for name, value in yardsticks.items():
+        if name == "without" and min_gain == 0 and _may_help(evidence):
+            continue
         # A loss without the block that is not finite shows that the host now needs it.
         if math.isfinite(value) and not loss <= value - min_gain * abs(value):
             return Verdict(
