@@ -1,6 +1,7 @@
 """The verdict: a block stays only when it is measured to help."""
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -77,6 +78,28 @@ def test_a_gain_within_noise_is_not_kept_however_large_its_mean() -> None:
     assert "not beyond noise" in verdict.reason
     assert "40 pairs" in verdict.reason
     assert judge(noisy, min_gain=0.0).keep  # after fine-tuning it needs no second gain
+
+
+def test_a_young_block_goes_only_if_it_is_worse_beyond_noise() -> None:
+    level = _pairs([0.2 if number % 2 else -0.25 for number in range(40)])
+    assert level.without_block is not None
+    assert level.with_block.loss > level.without_block.loss
+    trial = judge(level, is_last=False)
+    assert trial.keep
+    assert "it may yet help" in trial.reason
+    assert not judge(level).keep
+    worse = _pairs([-0.2 - 0.1 * (number % 2) for number in range(40)])
+    assert not judge(worse, is_last=False).keep
+    assert not judge(evidence(0.5, without=0.49, before=0.9), is_last=False).keep
+
+
+def test_what_convinced_goes_at_the_last_verdict_only_if_it_is_worse_beyond_noise() -> None:
+    level = _pairs([0.2 if number % 2 else -0.25 for number in range(40)])
+    assert judge(level, min_gain=0.0).keep
+    worse = _pairs([-0.2 - 0.1 * (number % 2) for number in range(40)])
+    assert not judge(worse, min_gain=0.0).keep
+    spoiled = replace(level, before=Figures(loss=0.9 * level.with_block.loss))
+    assert not judge(spoiled, min_gain=0.0).keep
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN, is_last: bool = Tru
 
     The yardsticks are the same weights without the block, and the model before the graft. The first
     alone would flatter a block that the host has come to lean on; the second alone would credit the
-    block with what the host learned meanwhile. With no `min_gain` a block goes if it is worse than none beyond
-    noise, or than the model before the graft. Where it is not the last verdict, a block that is not worse
-    than none beyond noise stays, too: it is still learning, and is judged again.
+    block with what the host learned meanwhile. With a `min_gain` of 0 a block goes only if it is worse than
+    none beyond noise, or than the model before the graft. Where it is not the last verdict, a block that is
+    not worse than none beyond noise stays, too: it is still learning, and is judged again.
     """
     verdict = _judge(evidence, min_gain)
     if verdict.keep or is_last or evidence.without_block is None:
