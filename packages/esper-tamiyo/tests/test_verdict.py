@@ -40,6 +40,11 @@ def test_a_gain_below_its_cost_is_no_gain() -> None:
 def test_a_loss_that_is_not_finite_is_never_kept() -> None:
     assert not judge(evidence(math.nan, without=math.nan, before=1.0)).keep
     assert not judge(evidence(math.inf, without=None, before=None)).keep
+    pairs = _pairs([0.1] * 40)
+    for loss in (math.nan, math.inf):
+        broken = replace(pairs, with_block=replace(pairs.with_block, loss=loss))
+        assert not judge(broken, is_last=False).keep
+        assert not judge(broken, min_gain=0.0).keep
 
 
 def test_without_anything_to_compare_with_nothing_is_kept() -> None:
@@ -77,7 +82,7 @@ def test_a_gain_within_noise_is_not_kept_however_large_its_mean() -> None:
     assert not verdict.keep
     assert "not beyond noise" in verdict.reason
     assert "40 pairs" in verdict.reason
-    assert judge(noisy, min_gain=0.0).keep  # after fine-tuning it needs no second gain
+    assert judge(noisy, min_gain=0.0).keep  # what had convinced needs no second gain
 
 
 def test_a_young_block_goes_only_if_it_is_worse_beyond_noise() -> None:
@@ -86,20 +91,47 @@ def test_a_young_block_goes_only_if_it_is_worse_beyond_noise() -> None:
     assert level.with_block.loss > level.without_block.loss
     trial = judge(level, is_last=False)
     assert trial.keep
-    assert "it may yet help" in trial.reason
+    assert "it stays on trial" in trial.reason
     assert not judge(level).keep
     worse = _pairs([-0.2 - 0.1 * (number % 2) for number in range(40)])
     assert not judge(worse, is_last=False).keep
+    lower = replace(
+        worse, with_block=replace(worse.with_block, loss=0.1)
+    )  # not the mean of its pairs
+    assert not judge(lower, is_last=False).keep
+    same = _pairs([0.0] * 40)
+    assert judge(same, is_last=False).keep
+    assert judge(same, min_gain=0.0).keep
+    assert not judge(same).keep
     assert not judge(evidence(0.5, without=0.49, before=0.9), is_last=False).keep
 
 
 def test_what_convinced_goes_at_the_last_verdict_only_if_it_is_worse_beyond_noise() -> None:
     level = _pairs([0.2 if number % 2 else -0.25 for number in range(40)])
-    assert judge(level, min_gain=0.0).keep
+    verdict = judge(level, min_gain=0.0)
+    assert verdict.keep
+    assert verdict.reason.startswith(
+        "it is not worse beyond noise: loss 3.0000 with it, 2.9750 without it"
+    )
     worse = _pairs([-0.2 - 0.1 * (number % 2) for number in range(40)])
     assert not judge(worse, min_gain=0.0).keep
+    assert not judge(evidence(0.5, without=0.49, before=0.9), min_gain=0.0).keep
     spoiled = replace(level, before=Figures(loss=0.9 * level.with_block.loss))
     assert not judge(spoiled, min_gain=0.0).keep
+
+
+def test_the_model_before_is_compared_with_what_the_loop_measures_now() -> None:
+    """Its norms' statistics are those of training; the block's own figures have them taken anew."""
+    found = evidence(0.5, without=0.6, before=0.7)
+    assert judge(replace(found, now=Figures(loss=0.65))).keep
+    lagging = judge(replace(found, now=Figures(loss=0.8)))
+    assert not lagging.keep
+    assert lagging.reason == "it does not help: loss 0.8000 with it, 0.7000 before it"
+    kept = judge(replace(found, now=Figures(loss=0.65)))
+    assert (
+        "0.5000 with it, 0.6000 without it, 0.6500 at the end of the epoch, 0.7000 before"
+        in kept.reason
+    )
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,29 @@ def test_half_of_the_channels_at_twice_the_positions_is_no_bottleneck() -> None:
     assert [s.layer_id for s in sites if s.spans == 1 and found.is_bottleneck(s)] == [6]
 
 
+def test_half_of_what_passes_is_half_whatever_the_rounding_of_costs() -> None:
+    """A quarter of the channels at twice the positions is half; all channels at fewer positions are not."""
+    sites = [block(0, "a", width=3), *ROW[1:3], block(3, "b", width=12), *ROW[4:]]
+    for cost, wide_cost, bottlenecks in (
+        (49.584, 24.79, [1, 6]),
+        (49.584, 24.78, [1, 6]),
+        (49.8, 24.6, [6]),
+    ):
+        costed = [
+            site.model_copy(update={"cost": {"a": cost, "b": wide_cost}.get(site.name, 1.0)})
+            if site.widens is None
+            else site
+            for site in sites
+        ]
+        found = widths(0.2, 0.1, 0.3, sites=costed)
+        assert [
+            s.layer_id for s in costed if s.spans == 1 and found.is_bottleneck(s)
+        ] == bottlenecks
+    strided = [ROW[0].model_copy(update={"cost": 0.4}), *ROW[1:]]
+    found = widths(0.2, 0.1, 0.3, sites=strided)
+    assert not any(found.is_bottleneck(site) for site in strided if site.spans == 1)
+
+
 def test_a_layer_that_feeds_two_others_is_judged_by_each_alone() -> None:
     sites = [units(0, "a", "b"), units(1, "b", "left"), units(2, "b", "right")]
     path = units(3, "a", "left", spans=2)

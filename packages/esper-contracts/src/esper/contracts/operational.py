@@ -223,7 +223,7 @@ class FieldReport(Contract):
     """Validation loss at the last epoch before the graft."""
     loss_with: float | None = None
     loss_without: float | None = None
-    """Validation loss with and without the kernel on the same weights."""
+    """Validation loss with and without the kernel on the same weights; batch norms' statistics taken anew."""
     accuracy_with: float | None = Field(default=None, ge=0.0, le=1.0)
     accuracy_without: float | None = Field(default=None, ge=0.0, le=1.0)
     at: UtcDatetime = Field(default_factory=utc_now)

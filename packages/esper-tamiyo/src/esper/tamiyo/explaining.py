@@ -47,7 +47,7 @@ _WHAT_HAPPENS = {
     SeedState.GRAFTING: "it was mixed in, a little more with every step",
     SeedState.STABILIZATION: "it was in entirely, and the model settled",
     SeedState.EVALUATING: "it was judged",
-    SeedState.FINE_TUNING: "the first verdict was good; it trained together with the model",
+    SeedState.FINE_TUNING: "the first verdict let it stay; it trained together with the model",
     SeedState.FOSSILIZED: "it stayed for good",
     SeedState.CULLED: "it was removed without a trace",
     SeedState.CANCELLED: "it was given up before the model had felt it",

@@ -70,6 +70,7 @@ class OpenSeed(Contract):
     """As its verdict measured them."""
     without_block: KnownFigures | None = None
     evidence_before: KnownFigures | None = None
+    evidence_now: KnownFigures | None = None
     copy_of: SeedId | None = None
     risen: dict[str, int] | None = None
     """The warm-up that was under way when it was grafted."""
@@ -117,6 +118,7 @@ def open_seeds(
                 with_block=_known(known and known.with_block),
                 without_block=_known(known and known.without_block),
                 evidence_before=_known(known and known.before),
+                evidence_now=_known(known and known.now),
                 copy_of=copy_of.get(seed_id),
                 risen=asdict(rise) if (rise := risen.get(seed_id)) is not None else None,
             )
@@ -131,6 +133,7 @@ def evidence_of(seeds: Sequence[OpenSeed]) -> dict[tuple[int, int], Evidence]:
             before=_figures(seed.evidence_before),
             with_block=seed.with_block.figures(),
             without_block=_figures(seed.without_block),
+            now=_figures(seed.evidence_now),
         )
         for seed in seeds
         if seed.with_block is not None

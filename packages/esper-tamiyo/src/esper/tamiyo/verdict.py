@@ -45,6 +45,9 @@ class Evidence:
     with_block: Figures
     without_block: Figures | None
     """On the same weights and data, the block left out; None when the loop gave no `evaluate`."""
+    now: Figures | None = None
+    """At the end of this epoch, as `before` was measured; None: as `with_block`, which takes batch norms'
+    statistics anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def gather(
 ) -> Evidence:
     """Return the evidence on a block, measured anew with and without it where there is `evaluate`.
 
-    Both with the batch norms' statistics taken anew: those of one side alone would lag behind its weights.
+    Both with the batch norms' statistics taken anew: those that are kept lag behind the weights.
     `now` are the last epoch's figures, `before` those of the last epoch before the graft, if known.
     """
     measured, without = _figures(now), None
@@ -79,6 +82,7 @@ def gather(
         before=_figures(before) if before is not None else None,
         with_block=measured,
         without_block=without,
+        now=_figures(now),
     )
 
 
@@ -111,68 +115,101 @@ def _num_pairs(evidence: Evidence) -> int:
 
 
 def judge(evidence: Evidence, *, min_gain: float = MIN_GAIN, is_last: bool = True) -> Verdict:
-    """Keep a block that lowers the loss by `min_gain` against every yardstick there is.
+    """Keep a block that lowers the loss by `min_gain`, next to the same weights without it and to before.
 
-    The yardsticks are the same weights without the block, and the model before the graft. The first
-    alone would flatter a block that the host has come to lean on; the second alone would credit the
-    block with what the host learned meanwhile. With a `min_gain` of 0 a block goes only if it is worse than
-    none beyond noise, or than the model before the graft. Where it is not the last verdict, a block that is
-    not worse than none beyond noise stays, too: it is still learning, and is judged again.
+    The first alone would flatter a block that the host has come to lean on; the model before the graft alone
+    would credit it with what the host learned meanwhile. Where there are pairs, the gain over none must be
+    beyond noise.
+
+    With a `min_gain` of 0, for what had convinced, a block goes only if it is worse than none beyond noise
+    (without pairs: by the mean), or worse than the model before. Where this is not the last verdict, it goes
+    only if it is worse than none beyond noise (without pairs: if its loss is not lower): it is still
+    learning, and is judged again.
     """
     verdict = _judge(evidence, min_gain)
-    if verdict.keep or is_last or evidence.without_block is None:
+    without = evidence.without_block
+    if verdict.keep or is_last or without is None or not math.isfinite(evidence.with_block.loss):
         return verdict
-    loss, without = evidence.with_block.loss, evidence.without_block.loss
-    if not (loss < without or _may_help(evidence)):
+    if not _may_help(evidence, without):
         return verdict
-    reason = f"it may yet help, loss {loss:.4f} with it, {without:.4f} without it, though {verdict.reason}"
+    pairs = _in_pairs(evidence)
+    reason = f"it stays on trial: {_compared(evidence)}{pairs and f', a gain of {pairs}'}"
     return Verdict(keep=True, reason=reason, numbers=verdict.numbers)
 
 
-def _may_help(evidence: Evidence) -> bool:
-    """Tell whether noise alone could make a block that helps look as it does."""
+def _may_help(evidence: Evidence, without: Figures) -> bool:
+    """Tell whether a block that helps could look like this one by noise; without pairs, whether it helps."""
     interval = gain_interval(evidence)
-    return interval is not None and interval[1] > 0
+    return evidence.with_block.loss < without.loss if interval is None else interval[1] >= 0
 
 
 def _judge(evidence: Evidence, min_gain: float) -> Verdict:
-    loss = evidence.with_block.loss
-    yardsticks = {
-        name: figures.loss
-        for name, figures in (("without", evidence.without_block), ("before", evidence.before))
-        if figures is not None
-    }
-    numbers = {"loss_with": loss} | {f"loss_{name}": value for name, value in yardsticks.items()}
+    loss, without, before = evidence.with_block.loss, evidence.without_block, evidence.before
+    now = evidence.with_block if evidence.now is None else evidence.now
+    numbers = {"loss_with": loss}
+    numbers |= {} if without is None else {"loss_without": without.loss}
+    numbers |= {} if before is None else {"loss_before": before.loss, "loss_now": now.loss}
+
+    def cull(reason: str) -> Verdict:
+        return Verdict(keep=False, reason=reason, numbers=numbers)
+
     if not math.isfinite(loss):
-        return Verdict(keep=False, reason="the loss with it is not finite", numbers=numbers)
-    if not yardsticks:
-        return Verdict(keep=False, reason="nothing to compare it with", numbers=numbers)
+        return cull("the loss with it is not finite")
+    if without is None and before is None:
+        return cull("nothing to compare it with")
     interval = gain_interval(evidence)
     if interval is not None:
         numbers |= {"gain_low": interval[0], "gain_high": interval[1]}
         if min_gain > 0 and not interval[0] > 0:
-            low, high = interval
-            return Verdict(
-                keep=False,
-                reason=f"its gain is not beyond noise: {low:+.4f} to {high:+.4f} of the loss without it "
-                f"(95 %, {_num_pairs(evidence)} pairs)",
-                numbers=numbers,
-            )
-    for name, value in yardsticks.items():
-        if name == "without" and min_gain == 0 and _may_help(evidence):
-            continue
-        # A loss without the block that is not finite shows that the host now needs it.
-        if math.isfinite(value) and not loss <= value - min_gain * abs(value):
-            return Verdict(
-                keep=False,
-                reason=f"it does not help: loss {loss:.4f} with it, {value:.4f} {name} it",
-                numbers=numbers,
-            )
-    compared = ", ".join(f"{value:.4f} {name} it" for name, value in yardsticks.items())
-    reason = f"it helps: loss {loss:.4f} with it, {compared}"
+            return cull(f"its gain is not beyond noise: {_in_pairs(evidence)}")
+    if without is not None:
+        is_exempt = min_gain == 0 and _may_help(evidence, without)
+        if not is_exempt and not _is_lower(loss, without.loss, min_gain):
+            return cull(f"it does not help: loss {loss:.4f} with it, {without.loss:.4f} without it")
+    if before is not None and not _is_lower(now.loss, before.loss, min_gain):
+        return cull(f"it does not help: loss {now.loss:.4f} with it, {before.loss:.4f} before it")
+    reason = f"it helps: {_compared(evidence)}"
+    if without is not None and loss >= without.loss:
+        reason = (
+            f"it is not worse beyond noise: {_compared(evidence)}, a gain of {_in_pairs(evidence)}"
+        )
     if 0 < _num_pairs(evidence) < MIN_PAIRS:
         reason += (
             f" (by {plural(_num_pairs(evidence), 'loss', 'losses')}, too few to tell a gain from "
             f"noise: give evaluate at least {MIN_PAIRS} samples or batches)"
         )
     return Verdict(keep=True, reason=reason, numbers=numbers)
+
+
+def _is_lower(loss: float, other: float, min_gain: float) -> bool:
+    # A loss without the block that is not finite shows that the host now needs it.
+    return not math.isfinite(other) or loss <= other - min_gain * abs(other)
+
+
+def _compared(evidence: Evidence) -> str:
+    """Return what was compared, in words; what the loop measured itself where that differs."""
+    loss, without, before, now = (
+        None if figures is None else figures.loss
+        for figures in (
+            evidence.with_block,
+            evidence.without_block,
+            evidence.before,
+            evidence.now,
+        )
+    )
+    parts = [f"loss {loss:.4f} with it"]
+    parts += [] if without is None else [f"{without:.4f} without it"]
+    if before is not None:
+        differs = now is not None and loss is not None and not math.isclose(now, loss, rel_tol=1e-3)
+        parts += [f"{now:.4f} at the end of the epoch"] if differs else []
+        parts += [f"{before:.4f} before it"]
+    return ", ".join(parts)
+
+
+def _in_pairs(evidence: Evidence) -> str:
+    """Return the interval of the gain in words; nothing where there is none."""
+    interval = gain_interval(evidence)
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"{low:+.4f} to {high:+.4f} of the loss without it (95 %, {_num_pairs(evidence)} pairs)"

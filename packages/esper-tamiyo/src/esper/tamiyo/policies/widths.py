@@ -19,6 +19,10 @@ ACROSS_POSITIONS = 0.03
 position, where one of the convolution that they are beside serves all, so they learn by heart sooner."""
 
 
+COST_IS_ROUNDED = 1e-3
+"""By so much less than half may pass for a half: costs of places have four digits."""
+
+
 def gain_share(health: HealthSignal | None) -> float:
     """Return the share of the expressivity gap that new units could follow beyond chance."""
     gap = None if health is None else health.expressivity_gap
@@ -83,9 +87,9 @@ class Widths:
         row = self._narrow_rows.get(site.layer_id)
         if row is None or not self.is_narrow(site):
             return self.is_narrow(site)
-        width, flow = self._width_of(site), self._flow_of(site)
+        width, flow = 2 * self._width_of(site), 2 * self._flow_of(site) * (1 - COST_IS_ROUNDED)
         return width > 0 and any(
-            2 * width <= self._width_of(pair) and 2 * flow <= self._flow_of(pair) for pair in row
+            width <= self._width_of(pair) and flow <= self._flow_of(pair) for pair in row
         )
 
     @cached_property
