@@ -1,6 +1,7 @@
 """Pictures of a run: what they must show, whatever the run did."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_the_bar_of_a_seed_ends_where_it_was_removed(
     assert max(bar.get_x() + bar.get_width() for bar in full) == removed
     (mark,) = (each for each in figure.axes[0].collections if isinstance(each, LineCollection))
     assert mark.get_segments()[0][0][0] == removed
+
+
+def test_a_name_gives_way_to_the_next_one_in_its_row(tmp_path: Path) -> None:
+    story = _story(tmp_path)
+    (first,) = story.attempts
+    later = [each.model_copy(update={"epoch": each.epoch + 1}) for each in first.states]
+    story.attempts.append(replace(first, states=later))
+    earlier, last = (text.get_text() for text in draw_timeline(story).axes[0].texts)
+    assert last == f"{first.name} (removed)"
+    assert earlier.endswith("…")
+    assert last.startswith(earlier[:-1])
+    assert len(earlier) < len(last)
 
 
 def test_names_of_states_are_for_people(tmp_path: Path) -> None:

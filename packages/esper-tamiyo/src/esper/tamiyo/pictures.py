@@ -66,6 +66,9 @@ _STYLE: Any = {
 _BAR = 0.72
 """Height of a seed's bar, of the row's."""
 
+_LETTERS = 130
+"""So many of a name fit along the whole axis of epochs."""
+
 _FAINT = 0.15
 """Opacity of a place's rest."""
 
@@ -162,6 +165,13 @@ def draw_timeline(story: Story) -> Figure:
         for attempt in story.attempts:
             row = sites.index(attempt.site)
             _draw_life(axes, row, attempt, end_of_run, used)
+            later = [
+                other.begun
+                for other in story.attempts
+                if other.site == attempt.site and other.begun > attempt.begun
+            ]
+            epochs = min(later, default=end_of_run - 1) - attempt.begun
+            _name(axes, row, attempt, letters=_LETTERS * epochs // max(1, end_of_run - 1))
             _draw_alpha(axes, row, attempt, story)
         axes.set_yticks(range(len(sites)), [place(site) for site in sites])
         axes.set_ylim(len(sites) - 0.5, -0.8)
@@ -198,16 +208,16 @@ def _draw_life(
             if is_gone:
                 shown = axes.vlines(start, row - _BAR / 2, row + _BAR / 2, color=colour, lw=3)
             used.setdefault(change.to_state, shown)
-    _mark_end(axes, row, attempt)
 
 
-def _mark_end(axes: Axes, row: int, attempt: Attempt) -> None:
-    """Write what was tried into its bar, struck through by a cross where it went again."""
+def _name(axes: Axes, row: int, attempt: Attempt, *, letters: int) -> None:
+    """Write above its bar what was tried, in so many letters at most: the next name stands beside it."""
     gone = attempt.is_over and not attempt.is_kept
+    name = f"{attempt.name}{' (removed)' if gone else ''}"
     axes.text(
         1.15 + attempt.begun,
         row - _BAR / 2 - 0.04,
-        f"{attempt.name}{' (removed)' if gone else ''}",
+        name if len(name) <= letters else f"{name[: max(0, letters - 1)]}…",
         fontsize=6.5,
         va="bottom",
         clip_on=True,
