@@ -31,7 +31,6 @@ from esper.contracts.registry import bus_factory
 from esper.kasmina import StageLengths, load, wrap
 from esper.kasmina.graft import Graft
 from esper.tamiyo import (
-    EpochFigures,
     Figures,
     Growing,
     Heuristic,
@@ -44,7 +43,6 @@ from esper.tamiyo import (
     RuntimeUrls,
     Tamiyo,
 )
-from esper.tamiyo.verdict import gather
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,40 +250,6 @@ def test_a_block_that_fine_tuning_left_alone_needs_no_second_gain() -> None:
     loop = Loop(EAGER, judged=[(0.5, 1.0), (0.9, 0.9)])
     with loop.tamiyo:
         assert any(_reached(packet, SeedState.FOSSILIZED) for _, packet in loop.run(20))
-
-
-def test_a_block_that_does_nothing_gains_nothing_however_far_norms_lag_behind() -> None:
-    loop = Loop(EAGER, judged=[(0.5, 0.8)])
-    with loop.tamiyo:
-        events = [event for _, packet in loop.run(6) for event in packet.events]
-    seed_id = next(event.seed_id for event in events if event.to_state is SeedState.GRAFTING)
-    (graft,) = [module for module in loop.model.modules() if isinstance(module, Graft)]
-    with torch.no_grad():
-        for parameter in graft.parameters():
-            parameter.zero_()
-        loop.model.get_buffer("1.running_mean").add_(3.0)
-
-    def evaluate() -> Figures:
-        loop.model.eval()
-        with torch.no_grad():
-            loss = functional.cross_entropy(loop.model(loop.inputs), loop.targets)
-        loop.model.train()
-        return Figures(loss=loss.item())
-
-    looks = 0
-
-    def counted() -> Figures:
-        nonlocal looks
-        looks += 1
-        return evaluate()
-
-    stale = evaluate()
-    found = gather(
-        loop.bed, seed_id, now=EpochFigures(epoch=9, val_loss=1.0), before=None, evaluate=counted
-    )
-    assert looks == 4  # each side after its norms have settled
-    assert found.with_block == found.without_block != stale
-    assert evaluate() == stale
 
 
 @pytest.mark.parametrize(
