@@ -34,7 +34,9 @@ def test_a_block_that_fails_one_yardstick_goes(without: float, before: float) ->
 
 
 def test_a_gain_below_its_cost_is_no_gain() -> None:
-    assert not judge(evidence(0.999, without=1.0, before=1.0)).keep
+    verdict = judge(evidence(0.999, without=1.0, before=1.0))
+    assert not verdict.keep
+    assert verdict.reason == "it helps too little: loss 0.9990 with it, 1.0000 without it"
 
 
 def test_a_loss_that_is_not_finite_is_never_kept() -> None:

@@ -165,9 +165,11 @@ def _judge(evidence: Evidence, min_gain: float) -> Verdict:
     if without is not None:
         is_exempt = min_gain == 0 and _may_help(evidence, without)
         if not is_exempt and not _is_lower(loss, without.loss, min_gain):
-            return cull(f"it does not help: loss {loss:.4f} with it, {without.loss:.4f} without it")
+            words = _too_little(loss, without.loss)
+            return cull(f"{words}: loss {loss:.4f} with it, {without.loss:.4f} without it")
     if before is not None and not _is_lower(now.loss, before.loss, min_gain):
-        return cull(f"it does not help: loss {now.loss:.4f} with it, {before.loss:.4f} before it")
+        words = _too_little(now.loss, before.loss)
+        return cull(f"{words}: loss {now.loss:.4f} with it, {before.loss:.4f} before it")
     reason = f"it helps: {_compared(evidence)}"
     if without is not None and loss >= without.loss:
         reason = (
@@ -184,6 +186,10 @@ def _judge(evidence: Evidence, min_gain: float) -> Verdict:
 def _is_lower(loss: float, other: float, min_gain: float) -> bool:
     # A loss without the block that is not finite shows that the host now needs it.
     return not math.isfinite(other) or loss <= other - min_gain * abs(other)
+
+
+def _too_little(loss: float, other: float) -> str:
+    return "it helps too little" if loss < other else "it does not help"
 
 
 def _compared(evidence: Evidence) -> str:
