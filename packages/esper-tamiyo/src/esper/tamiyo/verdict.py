@@ -194,21 +194,14 @@ def _too_little(loss: float, other: float) -> str:
 
 def _compared(evidence: Evidence) -> str:
     """Return what was compared, in words; what the loop measured itself where that differs."""
-    loss, without, before, now = (
-        None if figures is None else figures.loss
-        for figures in (
-            evidence.with_block,
-            evidence.without_block,
-            evidence.before,
-            evidence.now,
-        )
-    )
+    loss, now = evidence.with_block.loss, evidence.now
     parts = [f"loss {loss:.4f} with it"]
-    parts += [] if without is None else [f"{without:.4f} without it"]
-    if before is not None:
-        differs = now is not None and loss is not None and not math.isclose(now, loss, rel_tol=1e-3)
-        parts += [f"{now:.4f} at the end of the epoch"] if differs else []
-        parts += [f"{before:.4f} before it"]
+    if evidence.without_block is not None:
+        parts.append(f"{evidence.without_block.loss:.4f} without it")
+    if evidence.before is not None:
+        if now is not None and not math.isclose(now.loss, loss, rel_tol=1e-3):
+            parts.append(f"{now.loss:.4f} at the end of the epoch")
+        parts.append(f"{evidence.before.loss:.4f} before it")
     return ", ".join(parts)
 
 
