@@ -11,7 +11,7 @@ from esper.tamiyo.config import override, without_password
 
 def test_the_written_configuration_reads_back_as_the_same(tmp_path: Path) -> None:
     config = RunConfig(
-        task="mnist1d", seed=7, epochs=3, library="sqlite:///a.db", artifacts="file:b"
+        task="mnist1d", seed=7, epochs=3, library="sqlite:////srv/a.db", artifacts="file:///srv/b"
     )
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert load_yaml(tmp_path / "config.yaml", RunConfig) == config
@@ -38,6 +38,38 @@ def test_a_run_to_replay_is_written_with_its_full_path() -> None:
     assert written == f"scripted:{Path('runs/one').absolute()}"
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "written"),
+    [
+        ("artifacts", "file:kernels", "file://{here}/kernels"),
+        ("artifacts", "file:my%20kernels", "file://{here}/my%20kernels"),
+        ("library", "sqlite:///urza.db", "sqlite:///{here}/urza.db"),
+        ("library", "sqlite:///urza.db?timeout=5", "sqlite:///{here}/urza.db?timeout=5"),
+        ("track", "tensorboard:board", "tensorboard:{here}/board"),
+        ("track", "mlflow:sqlite:///mlflow.db", "mlflow:sqlite:///{here}/mlflow.db"),
+        # What names no place below the current folder stays as it is.
+        ("artifacts", "file:///srv/kernels", "file:///srv/kernels"),
+        ("artifacts", "s3://esper-artifacts", "s3://esper-artifacts"),
+        ("library", "sqlite:////srv/urza.db", "sqlite:////srv/urza.db"),
+        ("library", "sqlite://", "sqlite://"),
+        ("library", "sqlite:///:memory:", "sqlite:///:memory:"),
+        ("library", "postgresql+psycopg://db/urza", "postgresql+psycopg://db/urza"),
+        ("track", "tensorboard", "tensorboard"),
+        ("track", "mlflow:http://host:5000", "mlflow:http://host:5000"),
+        ("track", "mlflow:databricks://mine", "mlflow:databricks://mine"),
+    ],
+)
+def test_a_place_is_written_so_that_it_is_the_same_from_any_folder(
+    option: str, given: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"library": "sqlite:///a.db", "artifacts": "file:a"}
+    changes = {option: (given,) if option == "track" else given}
+    found = RunConfig.model_validate(options | changes).public()[option]
+    expected = written.format(here=tmp_path)
+    assert found == ([expected] if option == "track" else expected)
+
+
 def test_passwords_are_not_written() -> None:
     config = RunConfig(
         bus="redis://:hunter2@localhost:6379/0",
@@ -59,7 +91,7 @@ def test_a_password_of_a_tracker_is_not_written() -> None:
     text = RunConfig(track=track).to_yaml()
     assert "hunter2" not in text
     assert "- mlflow:https://me@host/mlflow" in text
-    assert "- tensorboard:board" in text
+    assert f"- tensorboard:{Path('board').absolute()}" in text
 
 
 def test_a_url_without_a_password_stays_as_it_is() -> None:

@@ -13,6 +13,8 @@ from tracking_factory import (
     GREW_AT,
     PASSWORD,
     REASON,
+    packet,
+    point,
     record,
     tell,
     write_report,
@@ -45,7 +47,7 @@ def track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         track: str = "mlflow", *, how: str = "whole", accuracy: float | None = 0.5
     ) -> list[str]:
         folder = RunFolder("run", tmp_path / "runs")
-        folder.path.mkdir(parents=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
         config = override(CONFIG, {"track": (track,)})
         with tracking(config, folder, warnings.append) as tracker:
             tell(tracker, accuracy=accuracy)
@@ -112,6 +114,33 @@ def test_the_status_says_how_the_run_ended(track: Callable[..., list[str]], how:
     assert track(how=how) == []
     _, run = only_run()
     assert run.info.status == ENDED[how]
+
+
+def test_a_run_that_goes_on_stays_one_run(track: Callable[..., list[str]]) -> None:
+    assert track(how="fails") == []
+    assert track() == []
+    client, run = only_run()
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "grown/validation_loss")
+    assert len(history) == 2 * EPOCHS
+
+
+def test_what_is_decided_anew_takes_the_place_of_what_was(
+    track: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    track(how="fails")
+    folder = RunFolder("run", tmp_path / "runs")
+    config = override(CONFIG, {"track": ("mlflow",)})
+    with tracking(config, folder, pytest.fail) as tracker:
+        tracker.epoch("grown", point(GREW_AT), packet(GREW_AT))
+        later = packet(GREW_AT).model_copy(update={"epoch": GREW_AT + 1})
+        tracker.epoch("grown", point(GREW_AT + 1), later)
+    client, run = only_run()
+    (tmp_path / "kept").mkdir()
+    kept = client.download_artifacts(run.info.run_id, "decisions.txt", str(tmp_path / "kept"))
+    assert Path(kept).read_text().splitlines() == [
+        f"epoch {number}: grow layer fc: {REASON}" for number in (GREW_AT + 1, GREW_AT + 2)
+    ]
 
 
 def test_without_accuracy_there_is_no_curve_of_it(track: Callable[..., list[str]]) -> None:

@@ -6,7 +6,7 @@ Read from YAML (`--config`), overridden by the command line, written back in ful
 import re
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import yaml
 from pydantic import (
@@ -153,12 +153,8 @@ class RunConfig(BaseModel):
             data["policy"] = SCRIPTED + str(Path(self.policy.removeprefix(SCRIPTED)).absolute())
         for key in ("bus", "library", "artifacts"):
             if data[key] is not None:
-                data[key] = without_password(data[key])
-        parsed = (parse_tracker(tracker) for tracker in self.track)
-        data["track"] = [
-            kind if target is None else f"{kind}:{without_password(target)}"
-            for kind, target in parsed
-        ]
+                data[key] = with_full_path(without_password(data[key]))
+        data["track"] = [_public_tracker(tracker) for tracker in self.track]
         return data
 
     def to_yaml(self) -> str:
@@ -197,6 +193,27 @@ def without_password(url: str) -> str:
     host = parts.netloc.rpartition("@")[2]
     netloc = f"{parts.username}@{host}" if parts.username else host
     return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
+
+
+def with_full_path(url: str) -> str:
+    """Return `url` so that it means the same from any folder, where it is that of a file."""
+    scheme, colon, path = url.partition(":")
+    if scheme == "file" and path and not path.startswith("/"):
+        return Path(unquote(path)).absolute().as_uri()
+    file, mark, options = path.removeprefix("///").partition("?")
+    is_relative = path.startswith("///") and file and not file.startswith(("/", ":memory:"))
+    if scheme.startswith("sqlite") and is_relative:
+        return f"{scheme}{colon}///{Path(file).absolute()}{mark}{options}"
+    return url
+
+
+def _public_tracker(tracker: str) -> str:
+    kind, target = parse_tracker(tracker)
+    if target is None:
+        return kind
+    if kind == "tensorboard":
+        return f"{kind}:{Path(target).absolute()}"
+    return f"{kind}:{with_full_path(without_password(target))}"
 
 
 def override(config: RunConfig, changes: dict[str, Any]) -> RunConfig:

@@ -1,11 +1,14 @@
 """Tracks a run in MLflow: a server, a database, or the file `mlflow.db` of the current folder.
 
 Written by `tracking`. One run of MLflow holds both trainings, their figures named `grown/…` and `twin/…`,
-and keeps the report. Without a URI MLflow decides where: `MLFLOW_TRACKING_URI`, else its own default.
+and keeps the report; a run that is resumed, or went back, goes on in it. Without a URI MLflow decides where:
+`MLFLOW_TRACKING_URI`, else its own default.
 """
 
 import logging
 import os
+import re
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -33,7 +36,9 @@ _mlflow: Any = import_module("mlflow")  # optional, so that its types are not al
 _entities: Any = import_module("mlflow.entities")
 
 ARTIFACTS = ("report.html", "summary.json", "config.yaml")
+DECISIONS = "decisions.txt"
 EXPERIMENT = "esper"
+RUN_ID = "esper.run_id"
 MAX_VALUE = 500
 """Characters of a parameter that every version of MLflow's servers takes."""
 
@@ -48,7 +53,7 @@ class MlflowTracker:
         self._decisions: list[str] = []
 
     def begin(self, run_id: str, config: Mapping[str, Any]) -> None:
-        """Make a run in the experiment `MLFLOW_EXPERIMENT_NAME`, by default `esper`."""
+        """Make a run in the experiment `MLFLOW_EXPERIMENT_NAME`, by default `esper`, or go on in it."""
         logging.getLogger("mlflow").setLevel(
             logging.ERROR
         )  # or it tells of its tables on the terminal
@@ -60,7 +65,11 @@ class MlflowTracker:
             if experiment is not None
             else self._client.create_experiment(name)
         )
-        run = self._client.create_run(number, run_name=run_id, tags={"esper.run_id": run_id})
+        same = self._client.search_runs([number], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1)
+        if same:
+            self._go_on(same[0].info.run_id)
+            return
+        run = self._client.create_run(number, run_name=run_id, tags={RUN_ID: run_id})
         self._run = run.info.run_id
         parameters = [_entities.Param(key, str(value)[:MAX_VALUE]) for key, value in config.items()]
         self._client.log_batch(self._run, params=parameters)
@@ -70,9 +79,11 @@ class MlflowTracker:
         self._log(label, curve_figures(point), step=point.epoch)
         new = decided(packet) if packet is not None else []
         if new:
-            self._decisions += [f"epoch {point.epoch + 1}: {line}" for line in new]
+            # What was decided from here on, before the run was stopped or went back, is decided anew.
+            before = [line for line in self._decisions if _epoch_of(line) <= point.epoch]
+            self._decisions = before + [f"epoch {point.epoch + 1}: {line}" for line in new]
             text = "\n".join(self._decisions) + "\n"
-            self._client.log_text(self._run, text, "decisions.txt")
+            self._client.log_text(self._run, text, DECISIONS)
 
     def end(self, record: RunRecord) -> None:
         """Log the final figures, keep the report, and say how the run ended."""
@@ -88,6 +99,15 @@ class MlflowTracker:
         if self._run is not None:
             self._terminate("FAILED")
 
+    def _go_on(self, run: str) -> None:
+        """Open a run of MLflow again, and read the decisions that it keeps."""
+        self._run = run
+        self._client.update_run(run, status="RUNNING")
+        if any(item.path == DECISIONS for item in self._client.list_artifacts(run)):
+            with tempfile.TemporaryDirectory(prefix="esper-") as folder:
+                kept = Path(self._client.download_artifacts(run, DECISIONS, folder))
+                self._decisions = kept.read_text(encoding="utf-8").splitlines()
+
     def _terminate(self, status: str) -> None:
         run, self._run = self._run, None
         self._client.set_terminated(run, status=status)
@@ -99,6 +119,12 @@ class MlflowTracker:
             for name, value in figures.items()
         ]
         self._client.log_batch(self._run, metrics=metrics)
+
+
+def _epoch_of(line: str) -> int:
+    """Return the epoch of a line of decisions, counted from 1; 0 for what is none."""
+    found = re.match(r"epoch (\d+): ", line)
+    return int(found[1]) if found else 0
 
 
 def open_tracker(run_folder: Path, target: str | None) -> MlflowTracker:
