@@ -194,7 +194,7 @@ def _candidate(
         blueprint_name=name,
         num_parameters=7,
         score=score,
-        numbers={"gap": score / 10},
+        numbers={"gap": score / 10, "worth_so_far": 1.0},
     )
 
 

@@ -20,8 +20,10 @@ def test_an_explanation_says_when_where_against_what_and_how_it_ended(tmp_path: 
     said = explain(read_story(write_run(tmp_path, record())))
     assert "residual_mlp at layer 1 (seed 0,0), 7 parameters, epochs 1 to 7" in said
     assert "why then   growth is due\n" in said
-    assert "of 2 possible blocks it had the highest score, 2.5 (gap 0.25)" in said
-    assert "rather than layer 1 wider, into 3: wider scored 1.5 (gap 0.15)" in said
+    assert "of 2 possible blocks it had the highest score, 2.5 (gap 0.25, worth_so_far 1)" in said
+    assert (
+        "rather than layer 1 wider, into 3: wider scored 1.5 (gap 0.15)\n" in said
+    )  # what is alike is said once
     assert "epoch    4 it was mixed in" in said
     assert "verdict    removed: it does not help: loss 0.6 with it" in said
     assert "blocks tried 1, kept 0, removed 1" in said
@@ -38,7 +40,9 @@ def test_a_seed_that_never_grew_is_told_what_went_before_it(tmp_path: Path) -> N
     said = explain(read_story(write_run(tmp_path, record())), (1, 0))
     assert "Seed 1,0 at layer 1 wider, into 3 (Linear)." in said
     assert "Nothing was ever grown there." in said
-    assert "its best was wider with a score of 1.5 (gap 0.15); layer 1 had 2.5" in said
+    assert (
+        "its best was wider with a score of 1.5 (gap 0.15, worth_so_far 1); layer 1 had 2.5" in said
+    )
 
 
 def test_a_run_that_grew_nothing_says_why_not(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Everything that is said comes from the run's record: the decisions with their nu
 went through, the verdicts. Epochs count from 1, as for every person.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from esper.contracts import (
     Action,
@@ -159,21 +159,25 @@ def _where(decision: AdaptationSignal, attempt: Attempt) -> Iterator[str]:
         return
     yield (
         f"   why there  of {plural(len(candidates), 'possible block')} it had the highest score, "
-        f"{chosen[0].score:.3g} ({_numbers(chosen[0])})"
+        f"{chosen[0].score:.3g}{_numbers(chosen[0])}"
     )
+    alike = {
+        name
+        for name, value in chosen[0].numbers.items()
+        if all(each.numbers.get(name) == value for each in candidates)
+    }  # said once, with the chosen one
     rivals = {each.site: each for each in reversed(candidates) if each.seed_id != attempt.seed_id}
     for best in sorted(rivals.values(), key=lambda each: -each.score)[:MAX_RIVALS]:
         yield (
-            f"              rather than {place(best.site)}: {best.blueprint_name} scored {best.score:.3g} "
-            f"({_numbers(best)})"
+            f"              rather than {place(best.site)}: {best.blueprint_name} scored {best.score:.3g}"
+            f"{_numbers(best, without=alike)}"
         )
 
 
-def _numbers(candidate: Candidate) -> str:
-    return (
-        ", ".join(f"{name} {value:.3g}" for name, value in candidate.numbers.items())
-        or "no numbers"
-    )
+def _numbers(candidate: Candidate, without: Collection[str] = ()) -> str:
+    """Return what the score was made of, in brackets, if there is anything to say."""
+    said = [f"{n} {value:.3g}" for n, value in candidate.numbers.items() if n not in without]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _verdict(attempt: Attempt) -> Iterator[str]:
@@ -273,8 +277,8 @@ def _why_not(story: Story, seed_id: SeedId) -> Iterator[str]:
             yield f"{when} nothing could be grown there ({attempt.name} went to {place(attempt.site)})."
         else:
             yield (
-                f"{when} its best was {own[0].blueprint_name} with a score of {own[0].score:.3g} "
-                f"({_numbers(own[0])}); {place(attempt.site)} had {ranked[0].score:.3g}."
+                f"{when} its best was {own[0].blueprint_name} with a score of {own[0].score:.3g}"
+                f"{_numbers(own[0])}; {place(attempt.site)} had {ranked[0].score:.3g}."
             )
     if not story.attempts:
         yield from _waits(story.decisions)
