@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import pytest
 
@@ -18,6 +18,7 @@ from esper.kasmina import load
 from esper.kasmina.files import write_together
 from esper.tamiyo import RunConfig, build_host, load_task
 from esper.tamiyo.run import run
+from esper.tamiyo.summary import RunRecord
 from esper.tamiyo.ui import Ui
 from esper.testkit.postgres import start_postgres
 from esper.testkit.redis import start_redis
@@ -161,6 +162,20 @@ def test_signals_while_the_run_is_saved_cost_nothing(tmp_path: Path) -> None:
     assert summary["interrupted"]
     assert "report" in stdout
     _comes_back(tmp_path, summary)
+
+
+def test_a_signal_cannot_cost_the_lines_that_say_where_all_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(Ui):
+        @override
+        def result(self, record: RunRecord, folder: Path) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().result(record, folder)
+
+    monkeypatch.chdir(tmp_path)
+    run(RunConfig(policy="never", epochs=1, twin=False), Impatient(quiet=True))
+    assert len(list(Path("runs").glob("*/report.html"))) == 1
 
 
 def test_ctrl_c_behind_a_pipe_whose_reader_is_gone_saves_everything(tmp_path: Path) -> None:

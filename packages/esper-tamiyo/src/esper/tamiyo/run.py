@@ -82,9 +82,10 @@ def run(config: RunConfig, ui: Ui) -> RunRecord:
         EsperError: for anything wrong with the request or the servers; nothing is left behind.
 
     """
-    with StopSignals() as stop, run_folder(config) as folder:
-        record = _run(config, folder, ui, stop)
-    ui.result(record, folder.final_path)
+    with StopSignals() as stop:
+        with run_folder(config) as folder:
+            record = _run(config, folder, ui, stop)
+        ui.result(record, folder.final_path)  # signals are held until it is said where all is
     return record
 
 
@@ -97,14 +98,15 @@ def resume(path: Path, ui: Ui) -> RunRecord:
         EsperError: as `run`; the run folder stays as it was.
 
     """
-    with StopSignals() as stop, reopened_folder(path) as folder:
-        slot, place, problems = checkpoints.newest(folder.path)
-        config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
-        for problem in problems:
-            ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
-        ui.say(f"going on with {folder.final_path} {_where(place, config)}")
-        record = _run(config, folder, ui, stop, slot=slot, place=place)
-    ui.result(record, folder.final_path)
+    with StopSignals() as stop:
+        with reopened_folder(path) as folder:
+            slot, place, problems = checkpoints.newest(folder.path)
+            config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
+            for problem in problems:
+                ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
+            ui.say(f"going on with {folder.final_path} {_where(place, config)}")
+            record = _run(config, folder, ui, stop, slot=slot, place=place)
+        ui.result(record, folder.final_path)
     return record
 
 
