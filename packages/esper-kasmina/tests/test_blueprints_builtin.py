@@ -26,6 +26,8 @@ from esper.kasmina import (
     unpack_kernel,
 )
 
+pytestmark = pytest.mark.long
+
 WIDTHS = st.sampled_from([1, 2, 3, 4, 7, 16, 30])
 EVERY = pytest.mark.parametrize("ir", builtin_blueprints(), ids=lambda ir: ir.name)
 CAUSAL = [

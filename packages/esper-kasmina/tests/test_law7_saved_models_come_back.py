@@ -42,6 +42,8 @@ from esper.contracts import (
 )
 from esper.kasmina import Bed, load, wrap
 
+pytestmark = pytest.mark.long
+
 ALL_PATHS = PATHS | {SeedState.TRAINING: TO_TRAINING, SeedState.FOSSILIZED: TO_FOSSILIZED}
 
 

@@ -18,6 +18,8 @@ from esper.kasmina import Block, build_block, builtin_blueprints, initialise_blo
 from esper.kasmina.learning import MAX_CALLS, MAX_ROWS, Learner, rms, select
 from esper.kasmina.statetree import unpack
 
+pytestmark = pytest.mark.long
+
 SHAPES = {
     SiteKind.FEATURES: (64, 8),
     SiteKind.CAUSAL_SEQUENCE: (8, 8, 8),

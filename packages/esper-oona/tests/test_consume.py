@@ -23,6 +23,8 @@ from esper.contracts import (
 )
 from esper.contracts.tracing import trace_for
 
+pytestmark = pytest.mark.long
+
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
 type Health = Callable[[int], HealthSignal]

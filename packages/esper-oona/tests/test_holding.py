@@ -16,6 +16,8 @@ from esper.contracts import (
     TopicNames,
 )
 
+pytestmark = pytest.mark.long
+
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
 type Health = Callable[[int], HealthSignal]

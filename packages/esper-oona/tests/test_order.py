@@ -30,6 +30,8 @@ from esper.contracts import (
 from esper.oona import redis_exclusive
 from esper.oona.redis_script import run_script
 
+pytestmark = pytest.mark.long
+
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
 type MakeUrl = Callable[..., str]
 

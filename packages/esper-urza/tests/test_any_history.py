@@ -39,6 +39,8 @@ from esper.urza.library import SqlLibrary
 from esper.urza.schema import blueprints, kernels, metadata, sqlite_metadata
 from esper.urza.verify import verify
 
+pytestmark = pytest.mark.long
+
 type Make[Record] = Callable[..., Record]
 
 DESIGNS = st.integers(0, NUM_DESIGNS - 1)

@@ -22,6 +22,8 @@ from esper.contracts import (
 from esper.urza import open_file_store, open_library
 from esper.urza.library import SqlLibrary
 
+pytestmark = pytest.mark.long
+
 type MakeIR = Callable[..., BlueprintIR]
 type MakeKernel = Callable[..., tuple[CompiledKernelArtifact, bytes]]
 

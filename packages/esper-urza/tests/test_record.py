@@ -33,6 +33,8 @@ from esper.urza.engine import make_engine, parse_url, translated
 from esper.urza.library import SqlLibrary
 from esper.urza.schema import blueprints, events, kernels
 
+pytestmark = pytest.mark.long
+
 type MakeIR = Callable[..., BlueprintIR]
 type MakeKernel = Callable[..., tuple[CompiledKernelArtifact, bytes]]
 type MakeReport = Callable[..., ValidationReport]

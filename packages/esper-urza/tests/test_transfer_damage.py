@@ -41,6 +41,8 @@ from esper.urza.schema import metadata
 from esper.urza.signing import SigningKey
 from esper.urza.verify import verify
 
+pytestmark = pytest.mark.long
+
 KEY = SigningKey(private=Ed25519PrivateKey.from_private_bytes(b"1" * 32))
 
 type Lines = list[bytes]

@@ -23,6 +23,8 @@ from esper.urza.library import SqlLibrary
 from esper.urza.signing import SigningKey
 from esper.urza.verify import verify
 
+pytestmark = pytest.mark.long
+
 type Make[Record] = Callable[..., Record]
 
 

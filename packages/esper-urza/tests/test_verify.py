@@ -23,6 +23,8 @@ from esper.urza.engine import make_engine, parse_url
 from esper.urza.library import SqlLibrary
 from esper.urza.verify import read_heads, verify
 
+pytestmark = pytest.mark.long
+
 type Make[Record] = Callable[..., Record]
 
 
