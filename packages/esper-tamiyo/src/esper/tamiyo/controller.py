@@ -11,6 +11,7 @@ grafted, commands the bed, and puts all of it on the bus and in the event log.
 
 import atexit
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,6 +33,7 @@ from esper.contracts import (
     KernelRejectedError,
     SeedBed,
     SeedEvent,
+    SeedId,
     SeedState,
     SeedStatus,
     SystemStatePacket,
@@ -51,9 +53,10 @@ from esper.tamiyo.policies import (
     Proposal,
     attention_of,
 )
+from esper.tamiyo.remembering import Trial
 from esper.tamiyo.runtime import Runtime, embedded_runtime
-from esper.tamiyo.verdict import MIN_GAIN, Evaluate, Evidence, gather, judge
-from esper.tamiyo.warmup import WARM_UP_STEPS, Rise, Warmup
+from esper.tamiyo.verdict import MIN_GAIN, Evaluate, gather, judge
+from esper.tamiyo.warmup import WARM_UP_STEPS, Warmup
 
 _log = get_logger(__name__)
 
@@ -125,11 +128,7 @@ class Tamiyo:
         self._log = log
         self._history: list[EpochFigures] = []
         self._decisions: list[AdaptationSignal] = []
-        self._before: dict[tuple[int, int], EpochFigures] = {}
-        self._evidence: dict[tuple[int, int], Evidence] = {}
-        self._copy_of: dict[tuple[int, int], tuple[int, int]] = {}
-        self._risen: dict[tuple[int, int], Rise | None] = {}
-        """The warm-up that was under way when a seed was grafted."""
+        self._trials: defaultdict[SeedId, Trial] = defaultdict(Trial)
         self._warmup = Warmup(
             optimizer, steps=warm_up_steps, epochs=epochs, step=lambda: self.bed.step
         )
@@ -189,7 +188,7 @@ class Tamiyo:
             public_key=self._crucible.hex(),
             kernels=tuple(self.kernels),
             history=remembering.epochs(self._history),
-            seeds=remembering.open_seeds(self._before, self._evidence, self._copy_of, self._risen),
+            seeds=remembering.known_trials(self._trials),
             warmup=self._warmup.state_dict(),
             rate_share=self._warmup.rate_share,
             events=tuple(self.events),
@@ -211,10 +210,7 @@ class Tamiyo:
         self.epoch, self.kernels = memory.epoch, memory.kernels
         self.events, self.field_reports = list(memory.events), list(memory.field_reports)
         self._history = [known.figures() for known in memory.history]
-        self._before = {s.seed_id: s.before.figures() for s in memory.seeds if s.before is not None}
-        self._evidence = remembering.evidence_of(memory.seeds)
-        self._copy_of = {s.seed_id: s.copy_of for s in memory.seeds if s.copy_of is not None}
-        self._risen = {s.seed_id: s.rise() for s in memory.seeds if s.before is not None}
+        self._trials.update({known.seed_id: known.trial() for known in memory.seeds})
         self._warmup.load_state_dict(memory.warmup)
         self._warmup.rate_share = memory.rate_share
         self._begun = time.monotonic() - memory.seconds
@@ -332,7 +328,8 @@ class Tamiyo:
 
     def _next_move(self, seed: SeedStatus) -> Move | None:
         """Return where the seed goes now, why, and the numbers behind it; None if it stays."""
-        if (move := emergency(seed, self._history, self._before.get(seed.seed_id))) is not None:
+        trial = self._trials.get(seed.seed_id, Trial())
+        if (move := emergency(seed, self._history, trial.before)) is not None:
             return move
         if not self._history[-1].is_finite:
             return None
@@ -341,8 +338,7 @@ class Tamiyo:
         is_tuned = seed.state is _S.FINE_TUNING and seed.is_ready_for_transition
         if is_tuned and self._evaluate is not None:
             # Judged again, for fine-tuning may have spoiled it; what convinced needs no second gain to stay.
-            first = self._evidence.get(seed.seed_id)
-            has_convinced = first is not None and judge(first).keep
+            has_convinced = trial.evidence is not None and judge(trial.evidence).keep
             return self._judge(seed, _S.FOSSILIZED, min_gain=0.0 if has_convinced else MIN_GAIN)
         is_trained = seed.state is _S.TRAINING
         others = is_trained and any(other.state in GRAFTED for other in self.bed.seeds())
@@ -356,12 +352,15 @@ class Tamiyo:
         min_gain: float = MIN_GAIN,
         is_last: bool = True,
     ) -> Move:
-        before = self._before.get(seed.seed_id)
-        evidence = gather(
-            self.bed, seed.seed_id, now=self._history[-1], before=before, evaluate=self._evaluate
+        trial = self._trials[seed.seed_id]
+        trial.evidence = gather(
+            self.bed,
+            seed.seed_id,
+            now=self._history[-1],
+            before=trial.before,
+            evaluate=self._evaluate,
         )
-        self._evidence[seed.seed_id] = evidence
-        verdict = judge(evidence, min_gain=min_gain, is_last=is_last)
+        verdict = judge(trial.evidence, min_gain=min_gain, is_last=is_last)
         return Move(if_kept if verdict.keep else _S.CULLED, verdict.reason, verdict.numbers)
 
     def _look(self) -> Observation:
@@ -385,8 +384,7 @@ class Tamiyo:
             if chosen is None or chosen.seed_id in germinated:
                 break
             germinated.add(chosen.seed_id)
-            if chosen.copy_of is not None:
-                self._copy_of[chosen.seed_id] = chosen.copy_of
+            self._trials[chosen.seed_id].copy_of = chosen.copy_of
             self._decide(
                 Action.GERMINATE, proposal.reason, seed_id=chosen.seed_id, proposal=proposal
             )
@@ -441,12 +439,13 @@ class Tamiyo:
         reason: str,
         kernel_id: str | None = None,
     ) -> None:
+        trial = self._trials.get(seed_id, Trial())
         self._execute(
             KasminaCommand(
                 seed_id=seed_id,
                 target=target,
                 kernel_id=kernel_id,
-                copy_of=self._copy_of.pop(seed_id, None) if target is _S.LOADING else None,
+                copy_of=trial.copy_of if target is _S.LOADING else None,
                 epoch=self.epoch,
                 reason=reason,
             )
@@ -462,20 +461,18 @@ class Tamiyo:
         self.events.append(event)
         self._record("transition", event)
         if event.to_state is _S.GRAFTING:
-            self._before[event.seed_id] = self._history[-1]
-            self._risen[event.seed_id] = self._warmup.rise
+            trial = self._trials[event.seed_id]
+            trial.before, trial.risen = self._history[-1], self._warmup.rise
             self._warmup.begin(self.epoch + 1)
         if event.to_state in (_S.FOSSILIZED, *UNDONE):
             self._report_outcome(event, before)
 
     def _report_outcome(self, event: SeedEvent, seed: SeedStatus) -> None:
-        before = self._before.pop(event.seed_id, None)
-        evidence = self._evidence.pop(event.seed_id, None)
-        risen = self._risen.pop(event.seed_id, None)
-        if event.to_state is not _S.FOSSILIZED and before is not None:
+        trial = self._trials.pop(event.seed_id, Trial())
+        if event.to_state is not _S.FOSSILIZED and trial.before is not None:
             # The host is again what it was then; what came later did not happen to it.
-            self._history = [f for f in self._history if f.epoch <= before.epoch]
-            self._warmup.rise = risen
+            self._history = [f for f in self._history if f.epoch <= trial.before.epoch]
+            self._warmup.rise = trial.risen
         report = field_report(
             self._runtime.run_id,
             len(self.field_reports),
@@ -483,8 +480,8 @@ class Tamiyo:
             seed=seed,
             kernel=kernel_of(seed, self.bed.sites, self.kernels),
             events=self.events,
-            before=before,
-            evidence=evidence,
+            before=trial.before,
+            evidence=trial.evidence,
         )
         self.field_reports.append(report)
         self._record("field_report", report)

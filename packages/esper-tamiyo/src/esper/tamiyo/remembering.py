@@ -5,8 +5,8 @@ await a verdict, the kernels at hand with what was measured of them, and whose e
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,12 +60,25 @@ class KnownEpoch(Contract):
         )
 
 
-class OpenSeed(Contract):
-    """What is known of a seed that is not dormant."""
+@dataclass(kw_only=True)
+class Trial:
+    """What a controller knows of a seed from the moment that it has it germinate until it stayed or went."""
+
+    copy_of: SeedId | None = None
+    """The seed whose block it begins as a copy of."""
+    before: EpochFigures | None = None
+    """The last epoch before its graft."""
+    risen: Rise | None = None
+    """The warm-up that was under way when it was grafted."""
+    evidence: Evidence | None = None
+    """Of its last verdict."""
+
+
+class KnownTrial(Contract):
+    """A trial, as JSON holds it."""
 
     seed_id: SeedId
     before: KnownEpoch | None = None
-    """The last epoch before its graft."""
     with_block: KnownFigures | None = None
     """As its verdict measured them."""
     without_block: KnownFigures | None = None
@@ -73,11 +86,21 @@ class OpenSeed(Contract):
     evidence_now: KnownFigures | None = None
     copy_of: SeedId | None = None
     risen: dict[str, int] | None = None
-    """The warm-up that was under way when it was grafted."""
 
-    def rise(self) -> Rise | None:
-        """Return that warm-up."""
-        return None if self.risen is None else Rise(**self.risen)
+    def trial(self) -> Trial:
+        """Return it as the controller takes it."""
+        evidence = self.with_block and Evidence(
+            before=_figures(self.evidence_before),
+            with_block=self.with_block.figures(),
+            without_block=_figures(self.without_block),
+            now=_figures(self.evidence_now),
+        )
+        return Trial(
+            copy_of=self.copy_of,
+            before=None if self.before is None else self.before.figures(),
+            risen=None if self.risen is None else Rise(**self.risen),
+            evidence=evidence,
+        )
 
 
 class Memory(Contract):
@@ -92,7 +115,8 @@ class Memory(Contract):
     """Of the crucible that judged the kernels, raw, in hexadecimal."""
     kernels: tuple[CompiledKernelArtifact, ...]
     history: tuple[KnownEpoch, ...]
-    seeds: tuple[OpenSeed, ...]
+    seeds: tuple[KnownTrial, ...]
+    """Those that are not dormant."""
     events: tuple[SeedEvent, ...]
     field_reports: tuple[FieldReport, ...]
     warmup: dict[str, int] | None = None
@@ -101,43 +125,24 @@ class Memory(Contract):
     """Of the learning rates, which every step takes (`Tamiyo.slow_down`)."""
 
 
-def open_seeds(
-    before: dict[tuple[int, int], EpochFigures],
-    evidence: dict[tuple[int, int], Evidence],
-    copy_of: dict[tuple[int, int], tuple[int, int]],
-    risen: dict[tuple[int, int], Rise | None],
-) -> tuple[OpenSeed, ...]:
-    """Return what a controller knows of each seed."""
-    found: list[OpenSeed] = []
-    for seed_id in sorted({*before, *evidence, *copy_of}):
-        known = evidence.get(seed_id)
+def known_trials(trials: Mapping[SeedId, Trial]) -> tuple[KnownTrial, ...]:
+    """Return trials as JSON holds them."""
+    found: list[KnownTrial] = []
+    for seed_id, trial in sorted(trials.items()):
+        evidence = trial.evidence
         found.append(
-            OpenSeed(
+            KnownTrial(
                 seed_id=seed_id,
-                before=KnownEpoch(**asdict(before[seed_id])) if seed_id in before else None,
-                with_block=_known(known and known.with_block),
-                without_block=_known(known and known.without_block),
-                evidence_before=_known(known and known.before),
-                evidence_now=_known(known and known.now),
-                copy_of=copy_of.get(seed_id),
-                risen=asdict(rise) if (rise := risen.get(seed_id)) is not None else None,
+                before=None if trial.before is None else KnownEpoch(**asdict(trial.before)),
+                with_block=_known(evidence and evidence.with_block),
+                without_block=_known(evidence and evidence.without_block),
+                evidence_before=_known(evidence and evidence.before),
+                evidence_now=_known(evidence and evidence.now),
+                copy_of=trial.copy_of,
+                risen=None if trial.risen is None else asdict(trial.risen),
             )
         )
     return tuple(found)
-
-
-def evidence_of(seeds: Sequence[OpenSeed]) -> dict[tuple[int, int], Evidence]:
-    """Return the evidence by seed."""
-    return {
-        seed.seed_id: Evidence(
-            before=_figures(seed.evidence_before),
-            with_block=seed.with_block.figures(),
-            without_block=_figures(seed.without_block),
-            now=_figures(seed.evidence_now),
-        )
-        for seed in seeds
-        if seed.with_block is not None
-    }
 
 
 def epochs(history: Sequence[EpochFigures]) -> tuple[KnownEpoch, ...]:
