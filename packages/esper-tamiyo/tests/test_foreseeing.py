@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from policy_factory import kernel, seed, site
 
+from esper.contracts import Candidate
 from esper.tamiyo import Chance, Gap, Never, Plateau, Policy, Scripted
-from esper.tamiyo.foreseeing import why_nothing_grows
+from esper.tamiyo.foreseeing import what_will_not_grow
 
 
 def controller(policy: Policy) -> Any:
@@ -19,14 +20,31 @@ def controller(policy: Policy) -> Any:
 
 @pytest.mark.parametrize("policy", [Gap(), Gap(timing=Plateau()), Chance()])
 def test_a_run_that_is_too_short_to_grow_is_told_so(policy: Policy) -> None:
-    assert why_nothing_grows(controller(policy), 3) == (
+    assert what_will_not_grow(controller(policy), 3) == (
         "nothing will grow in 3 epochs: after the first, 2 epochs left, too few to judge a new block "
         "(8 needed)"
     )
-    assert why_nothing_grows(controller(policy), 8) is not None
-    assert why_nothing_grows(controller(policy), 9) is None
+    assert what_will_not_grow(controller(policy), 8) is not None
+    assert what_will_not_grow(controller(policy), 9) is None
 
 
 @pytest.mark.parametrize("policy", [Never(), Scripted(script={})])
 def test_a_policy_that_does_not_choose_needs_no_word(policy: Policy) -> None:
-    assert why_nothing_grows(controller(policy), 3) is None
+    assert what_will_not_grow(controller(policy), 3) is None
+
+
+def test_a_script_of_what_is_not_at_hand_is_told_so() -> None:
+    def grown(number: int) -> Candidate:
+        return Candidate(
+            seed_id=(0, 0),
+            site="layer0",
+            kernel_id=kernel(number).kernel_id,
+            blueprint_name=f"block{number}",
+            score=1.0,
+            num_parameters=10,
+        )
+
+    assert what_will_not_grow(controller(Scripted(script={4: [grown(1)]})), 3) is None
+    told = what_will_not_grow(controller(Scripted(script={4: [grown(1), grown(2)]})), 3)
+    assert told is not None
+    assert "leaves out: block2 at layer layer0 in epoch 5; another version" in told

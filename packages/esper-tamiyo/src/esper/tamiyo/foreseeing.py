@@ -1,15 +1,30 @@
-"""Says before the first step what a person would else wonder about at the end: that nothing will grow."""
+"""Says before the first step what a person would else wonder about at the end: what will not grow."""
 
 from esper.contracts.words import plural
 from esper.tamiyo.controller import Tamiyo
-from esper.tamiyo.policies import Attention, Growing, Observation, attention_of
+from esper.tamiyo.policies import Attention, Growing, Observation, Scripted, attention_of
 
 
-def why_nothing_grows(controller: Tamiyo, epochs: int) -> str | None:
-    """Return why a policy that means to grow will not do so in `epochs` epochs; None if it may."""
-    bed, policy = controller.bed, controller.policy
-    if not isinstance(policy, Growing):
+def what_will_not_grow(controller: Tamiyo, epochs: int) -> str | None:
+    """Return what a policy means to grow and will not in `epochs` epochs, and why; None if all may."""
+    policy = controller.policy
+    if isinstance(policy, Scripted):
+        return _not_at_hand(policy, controller)
+    return _too_late(policy, controller, epochs) if isinstance(policy, Growing) else None
+
+
+def _not_at_hand(policy: Scripted, controller: Tamiyo) -> str | None:
+    missing = policy.without_kernel(controller.kernels)
+    if not missing:
         return None
+    return (
+        f"the script grows what this run has no kernel for, and leaves out: {', '.join(missing)}; "
+        "another version of Esper or blueprints of its own (--blueprint) made those"
+    )
+
+
+def _too_late(policy: Growing, controller: Tamiyo, epochs: int) -> str | None:
+    bed = controller.bed
     begin = Observation(
         epoch=0,
         epochs_left=epochs - 1,

@@ -37,7 +37,7 @@ from esper.tamiyo.diverging import RATE_SHARE, DivergedError, LossNotFiniteError
 from esper.tamiyo.environment import describe_environment, describe_layers
 from esper.tamiyo.epochs import Learner, epochs, make_learner
 from esper.tamiyo.folder import RunFolder, reopened_folder, run_folder
-from esper.tamiyo.foreseeing import why_nothing_grows
+from esper.tamiyo.foreseeing import what_will_not_grow
 from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripted
@@ -377,7 +377,7 @@ def grow(
     if controller.kernels and setback is None:
         kernels, sites = plural(len(controller.kernels), "kernel"), plural(len(bed.sites), "site")
         watch.ui.say(f"{kernels} forged and judged for {sites}")
-    if place is None and (why := why_nothing_grows(controller, record.config.epochs)) is not None:
+    if place is None and (why := what_will_not_grow(controller, record.config.epochs)) is not None:
         watch.ui.say(f"[yellow]note[/]   {escape(why)}")
     stop.defer()
     is_over = setback is not None and setback.is_end

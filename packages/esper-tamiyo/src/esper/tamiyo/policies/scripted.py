@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from esper.contracts import (
     Action,
     Candidate,
+    CompiledKernelArtifact,
     ConfigError,
     NotFoundError,
     SeedState,
@@ -17,6 +18,7 @@ from esper.contracts import (
     SystemStatePacket,
     read_chain,
 )
+from esper.contracts.words import place
 from esper.tamiyo.policies.policy import Attention, Observation, Proposal
 
 
@@ -85,6 +87,16 @@ class Scripted:
         if missing:
             reason = f"the script grows what this run has not: {', '.join(missing)}"
         return Proposal(chosen=None, reason=reason)
+
+    def without_kernel(self, kernels: Sequence[CompiledKernelArtifact]) -> list[str]:
+        """Return in words what the script grows that is not among these kernels."""
+        known = {kernel.kernel_id for kernel in kernels}
+        return [
+            f"{wanted.blueprint_name} at {place(wanted.site)} in epoch {epoch + 1}"
+            for epoch, chosen in self.script.items()
+            for wanted in chosen
+            if wanted.kernel_id not in known
+        ]
 
     def check(self, sites: Sequence[Site]) -> None:
         """Pass silently if a host with these sites can grow what the script says.
