@@ -358,3 +358,23 @@ def test_a_damaged_model_leaves_no_half_export(grown: FinishedRun, tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("tamiyo export: ")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_record_is_said_and_a_damaged_summary_refused(
+    grown: FinishedRun, tmp_path: Path
+) -> None:
+    broken = copy_of(grown.folder, tmp_path)
+    log = broken / "events.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:-1]) + "\n")
+    done = export(broken, "--to", "new", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        "tamiyo export: The record that this model's history is told from is damaged: "
+    )
+    assert done.stderr.split(": ", 1)[1] in (tmp_path / "new" / CARD).read_text()
+    (broken / "summary.json").write_text("{")
+    done = export(broken, "--to", "other", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "summary.json is no JSON" in done.stderr
+    assert not (tmp_path / "other").exists()

@@ -156,7 +156,7 @@ def test_a_killed_run_had_said_how_to_go_on(undisturbed: FinishedRun, tmp_path: 
         found = None
         for line in process.stdout:
             assert "epoch" not in line
-            if (found := re.search(r"if it is killed: tamiyo resume (\S+)", line)) is not None:
+            if (found := re.search(r"if it is killed: .*tamiyo resume (\S+)", line)) is not None:
                 break
         process.kill()
     assert found is not None
@@ -196,9 +196,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         if manifest["step"] == last:
             path = slot / manifest["folder"] / "run.safetensors"
             path.write_bytes(path.read_bytes()[:-1])
+    config = run_folder / "config.yaml"
+    config.write_text(config.read_text().replace("host: mlp", "host: cnn"))
     again = _resume(run_folder, tmp_path)
     assert again.returncode == 0, again.stderr
     assert "an older checkpoint is used" in again.stdout
+    assert "config.yaml was changed since the run began" in " ".join(again.stdout.split())
     _check_same(tmp_path, undisturbed)
 
 
@@ -214,6 +217,7 @@ def test_outcomes_that_the_library_missed_are_filed_when_the_run_goes_on(
         file.unlink()
     again = _resume(run_folder, tmp_path)
     assert again.returncode == 0, again.stderr
+    assert "config.yaml was changed" not in again.stdout
     assert _summary(tmp_path)["unfiled"] == 0
     assert _summary(tmp_path)["complete"]
     _check_same(tmp_path, undisturbed)

@@ -71,7 +71,8 @@ def test_an_empty_file_means_the_defaults(write: Write, text: str) -> None:
         ("optimizer:\n  momentum: 1\n  momentum: 2\n", r"run\.yaml:3: the key 'momentum' is given"),
         ("epochs: 13\ntask: x\n", r"^\S*run\.yaml:1: 13 epochs are unlucky$"),
         ("- epochs\n", r"run\.yaml: expected 'key: value' lines at the top level"),
-        ("epochs: [3\n", r"run\.yaml is not valid YAML: .*line 2"),
+        ("epochs: [3\n", r"run\.yaml:2 is not valid YAML: expected ',' or ']'"),
+        ("task: &a [*a]\n", r"run\.yaml:1: task: .*valid string"),
         ("epochs: !!python/object:os.system {}\n", r"not valid YAML: could not determine a con"),
     ],
 )

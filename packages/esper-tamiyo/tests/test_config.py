@@ -39,6 +39,28 @@ def test_a_run_to_replay_is_written_with_its_full_path() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed: true", "seed: true means nothing here"),
+        ("learning_rate: false", "learning_rate: false means nothing here"),
+        ("data: 5", "data: expected a path, as text"),
+        ("track: 5", "track: expected a list"),
+        ("learning_rate: 1e38", r"learning_rate: 1e\+38 is beyond 1e\+30"),
+    ],
+)
+def test_a_value_of_another_kind_is_explained(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"run\.yaml:1: {problem}"):
+        load_yaml(tmp_path / "run.yaml", RunConfig)
+
+
+def test_one_of_several_needs_no_list(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("track: tensorboard\nblueprints: gate.yaml\n")
+    config = load_yaml(tmp_path / "run.yaml", RunConfig)
+    assert (config.track, config.blueprints) == (("tensorboard",), (Path("gate.yaml"),))
+
+
+@pytest.mark.parametrize(
     ("option", "given", "written"),
     [
         ("artifacts", "file:kernels", "file://{here}/kernels"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from run_factory import KEPT, record, write_run
 
-from esper.contracts import ConfigError, NotFoundError
+from esper.contracts import Action, ConfigError, NotFoundError
 from esper.tamiyo import Figures
 from esper.tamiyo.commands import report
 from esper.tamiyo.comparing import compared, read_runs, render_comparison
@@ -96,6 +96,36 @@ def test_one_run_or_the_same_one_twice_cannot_be_compared(tmp_path: Path) -> Non
         read_runs(folders[:1])
     with pytest.raises(ConfigError, match="run run-1 is named twice"):
         read_runs([folders[0], folders[0]])
+
+
+def test_a_verdict_behind_the_damage_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, record())
+    log = folder / "events.jsonl"
+    lines = log.read_text().splitlines()
+    cut = next(number for number, line in enumerate(lines) if '"field_report"' in line)
+    log.write_text(
+        "\n".join([*lines[:cut], lines[cut].replace("0.6", "0.5"), *lines[cut + 1 :]]) + "\n"
+    )
+    said = explain(read_story(folder))
+    assert "verdict    not known: the record cannot be read up to its end" in said
+    assert "could be judged" not in said
+
+
+def test_of_many_reasons_the_first_and_the_last_are_told(tmp_path: Path) -> None:
+    story = read_story(write_run(tmp_path, record()))
+    last = story.packets[-1]
+    waits = [d for d in last.decisions if d.action is Action.WAIT]
+    story.packets += [
+        last.model_copy(
+            update={
+                "epoch": epoch,
+                "decisions": [d.model_copy(update={"epoch": epoch, "reason": why}) for d in waits],
+            }
+        )
+        for epoch, why in [(9, "a"), (10, "b"), (11, "c")]
+    ]
+    told = explain(story).partition("Why no more:\n")[2].splitlines()
+    assert told[1:] == ["  epoch 10: a", "  … 1 reason between …", "  epoch 12: c"]
 
 
 def test_a_missing_record_is_said_first_and_nothing_is_claimed_from_it(tmp_path: Path) -> None:

@@ -129,6 +129,10 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
         lambda f: (f / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(12, 17))),
         "labels run to 17; expected 0 to 9",
     ),
+    (
+        lambda f: (f / "train-labels-idx1-ubyte").write_bytes(idx(np.full(40, 3))),
+        "all 40 train images have the label 3; nothing to learn",
+    ),
 ]
 
 
@@ -166,11 +170,11 @@ def test_a_cut_cifar_file_is_explained(tmp_path: Path) -> None:
 
 def test_the_fine_label_of_cifar100_is_the_second_byte(tmp_path: Path) -> None:
     rows = np.zeros((10, 2 + 3072), dtype=np.uint8)
-    rows[:, 0], rows[:, 1] = 3, 77
+    rows[:, 0], rows[:, 1] = 3, (76, 77) * 5
     for name in ("train.bin", "test.bin"):
         (tmp_path / name).write_bytes(rows.tobytes())
     task = load_task("cifar100", Source(path=tmp_path))
-    assert set(map(int, task.test.known().targets)) == {77}
+    assert set(map(int, task.test.known().targets)) == {76, 77}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,44 @@ def test_images_have_the_channels_of_their_mode(tmp_path: Path, mode: str, chann
     assert task.image_shape == (channels, 8, 8)
     assert task.num_classes == 2
     assert len(task.train) + len(task.validation) + len(task.test) == 20
+
+
+def write_deep_images(folder: Path) -> None:
+    for label, values in (("dark", (300, 20_000)), ("light", (40_000, 65_535))):
+        (folder / label).mkdir()
+        for number in range(10):
+            pixels = np.full((8, 8), values[number % 2], dtype=np.uint16)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+
+
+def test_images_of_16_bits_keep_all_that_they_show(tmp_path: Path) -> None:
+    write_deep_images(tmp_path)
+    task = load_task("images", Source(path=tmp_path))
+    found = torch.cat([part.known().inputs for part in (task.train, task.validation, task.test)])
+    assert task.image_shape == (1, 8, 8)
+    shown = {round(float(pixel) * 65_535) for pixel in found.flatten()}
+    assert shown == {300, 20_000, 40_000, 65_535}
+    assert task.encoding is not None
+    assert task.encoding["divisor"] == 65_535
+
+
+def test_images_of_two_depths_are_explained(tmp_path: Path) -> None:
+    write_deep_images(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "light" / "9.png")
+    with pytest.raises(
+        ConfigError, match=r"9\.png go up to 255, those of .* to 65535; convert all"
+    ):
+        load_task("images", Source(path=tmp_path))
+
+
+def test_folders_of_train_and_test_images_are_explained(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_images(tmp_path / part)
+    with pytest.raises(
+        ConfigError, match=r"there are some in test, train: give one of these with --data"
+    ):
+        load_task("images", Source(path=tmp_path))
 
 
 def test_a_class_whose_name_is_no_utf8_is_explained(tmp_path: Path) -> None:

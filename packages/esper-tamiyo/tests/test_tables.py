@@ -174,23 +174,63 @@ def test_a_target_that_is_the_same_in_all_rows_to_learn_from_is_refused(tmp_path
         assert "in all 14 rows to learn from (the other 6 are for decisions" in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["t.parquet", "T.PARQUET", "t.pq", "t.Pq"])
-def test_parquet_is_known_by_its_ending(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def pretend_parquet(
+    monkeypatch: pytest.MonkeyPatch, path: Path, columns: dict[str, list[Any]]
 ) -> None:
-    columns = {"x": list(range(60)), "y": [row % 2 or None for row in range(60)]}
+    """Have `path` read as Parquet with these columns, whether or not pyarrow is there."""
 
     class Table:
-        def to_pydict(self) -> dict[str, list[int | None]]:
-            return columns  # pyright: ignore[reportReturnType]
+        def to_pydict(self) -> dict[str, list[Any]]:
+            return columns
 
     arrow, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
     arrow.ArrowException = RuntimeError  # pyright: ignore[reportAttributeAccessIssue]
     parquet.read_table = lambda path: Table()  # pyright: ignore
     monkeypatch.setitem(sys.modules, "pyarrow", arrow)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    (tmp_path / name).write_bytes(b"PAR1")
+    path.write_bytes(b"PAR1")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "T.PARQUET", "t.pq", "t.Pq"])
+def test_parquet_is_known_by_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    columns = {"x": list(range(60)), "y": [row % 2 or None for row in range(60)]}
+    pretend_parquet(monkeypatch, tmp_path / name, columns)
     assert "missing in 30 rows (the first: row 1, row 3, " in refusal(tmp_path / name)
+
+
+def test_nested_columns_are_left_out_and_no_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    columns = {
+        "x": list(range(60)),
+        "list": [[row, 2] for row in range(60)],
+        "record": [{"a": row} for row in range(60)],
+        "y": [row % 2 for row in range(60)],
+    }
+    pretend_parquet(monkeypatch, path, columns)
+    notes = load(path).notes
+    for name in ("list", "record"):
+        assert f"column '{name}' was left out: its cells are lists or records, not values" in notes
+    pretend_parquet(monkeypatch, path, columns | {"y": columns["list"]})
+    assert "the cells of the target 'y' are lists or records" in refusal(path)
+
+
+def test_a_number_that_never_changes_is_left_out(tmp_path: Path) -> None:
+    task = load(write(tmp_path, [f"{row},5,{row % 2}" for row in range(60)], "x,same,y"))
+    assert "column 'same' was left out: it is 5 in all train rows" in task.notes
+    said = refusal(write(tmp_path, [f"5,{row % 2}" for row in range(60)]))
+    assert "no usable column besides 'y'" in said
+
+
+def test_dates_are_told_to_be_better_as_numbers(tmp_path: Path) -> None:
+    rows = [f"2026-11-{1 + row % 28:02},{row % 2}" for row in range(60)]
+    (said,) = (note for note in load(write(tmp_path, rows)).notes if "column 'x'" in note)
+    assert said.endswith(
+        "if they are dates, give them as numbers, for example days since the first"
+    )
 
 
 def test_the_encoding_of_a_table_makes_the_inputs_that_were_learned_from(tmp_path: Path) -> None:

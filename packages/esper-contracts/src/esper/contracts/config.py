@@ -11,6 +11,12 @@ from pydantic_core import ErrorDetails
 
 from esper.contracts.errors import ConfigError
 
+_IN_WORDS = {
+    "tuple_type": "expected a list",
+    "path_type": "expected a path, as text",
+}
+"""What pydantic says in Python's words, by its type of the error."""
+
 
 def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
     """Read `path` as YAML and validate it as `model`; an empty file means all defaults.
@@ -29,6 +35,9 @@ def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
     try:
         root = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType]
         data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise ConfigError(f"config file {path}{line} is not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
     if twice := _repeated_key(root):
@@ -51,11 +60,16 @@ def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
 
 def message_of(item: ErrorDetails) -> str:
     """Return what one of pydantic's errors says, without its name for errors that are ours."""
-    return item["msg"].removeprefix("Value error, ")
+    return _IN_WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
 
 
-def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
+def _repeated_key(
+    node: yaml.Node | None, seen_nodes: frozenset[int] = frozenset()
+) -> yaml.ScalarNode | None:
     """Return the first key that stands twice in one mapping; YAML itself would keep the last one."""
+    if id(node) in seen_nodes:  # an alias of what it is itself in
+        return None
+    seen_nodes |= {id(node)}
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -67,7 +81,7 @@ def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
             children.append(value)
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
-    return next((found for child in children if (found := _repeated_key(child))), None)
+    return next((found for child in children if (found := _repeated_key(child, seen_nodes))), None)
 
 
 def _explain(model: type[BaseModel], loc: Sequence[int | str], message: str) -> str:

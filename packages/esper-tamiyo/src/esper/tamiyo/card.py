@@ -10,6 +10,8 @@ from esper.tamiyo.snippet import snippet
 from esper.tamiyo.tasks.facts import ENCODING_FILE, TaskFacts
 
 NOT_FINITE = "The loss of this model on the held-out data is not finite: its answers are of no use."
+DAMAGED = "The record that this model's history is told from is damaged"
+"""Begins the sentence that says so."""
 
 
 def model_card(
@@ -20,12 +22,13 @@ def model_card(
     hashes: Mapping[str, str],
     undecided: Sequence[str] = (),
     *,
+    damage: str | None = None,
     averaged: bool = False,
 ) -> str:
     """Return the card of a run's model, whose exported files have these sha256.
 
-    `undecided` is said of blocks that awaited their verdict; `averaged` is the model whose weights are the
-    moving average of the trained ones.
+    `undecided` is said of blocks that awaited their verdict; `damage` is what is wrong with the run's record;
+    `averaged` is the model whose weights are the moving average of the trained ones.
     """
     rows = _figures(summary, averaged=averaged)
     is_finite = rows["this model"]["loss"] is not None
@@ -55,6 +58,7 @@ def model_card(
         "",
         "## Growth",
         "",
+        *(() if damage is None else (f"{DAMAGED}: {damage}.", "")),
         *_growth(summary, undecided),
         "",
         "## Figures on the held-out data",

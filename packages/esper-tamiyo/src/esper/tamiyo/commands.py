@@ -45,11 +45,22 @@ _Run = Annotated[
         autocompletion=completing.runs,
     ),
 ]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show log lines, and tracebacks of errors.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+_Debug = Annotated[
+    bool, typer.Option("--debug", help="Show log lines, and tracebacks of errors. [default: no]")
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only. [default: no]")]
 
 
-@app.command()
+def _examples(*lines: str) -> str:
+    """Return what stands below the options; the mark keeps the lines apart."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+@app.command(
+    epilog=_examples(
+        "tamiyo resume runs/ID            the folder that was named when the run began",
+    )
+)
 def resume(run: _Run, quiet: _Quiet = False, debug: _Debug = False) -> None:
     """Go on with a run that was stopped or killed, to the weights that it would have come to."""
     with guarded("tamiyo resume", debug=debug, goes_on=True):
@@ -60,7 +71,11 @@ def resume(run: _Run, quiet: _Quiet = False, debug: _Debug = False) -> None:
             go_on(run, ui).stop_if_interrupted()
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo report runs/ID",
+    )
+)
 def report(run: _Run, debug: _Debug = False) -> None:
     """Make a run's report.html and its pictures again, from what is in its folder."""
     with guarded("tamiyo report", debug=debug):
@@ -79,13 +94,20 @@ def report(run: _Run, debug: _Debug = False) -> None:
             print(path)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo explain runs/ID",
+        "tamiyo explain runs/ID --seed 1,0    only the first seed of layer 1, or why nothing grew there",
+    )
+)
 def explain(
     run: _Run,
     seed: Annotated[
         str | None,
         typer.Option(
-            help="Only this seed: L,S, for example 1,0.", metavar="L,S", show_default=False
+            help="Only this seed: L,S, for example 1,0. [default: all]",
+            metavar="L,S",
+            show_default=False,
         ),
     ] = None,
     debug: _Debug = False,
@@ -100,12 +122,17 @@ def explain(
         print(explain_story(read_story(run), seed_id), end="")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo compare runs/A runs/B",
+        "tamiyo compare runs/*digits* --to digits.html",
+    )
+)
 def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Run folders, two or more.", show_default=False, autocompletion=completing.runs
+            help="Run folders, two to ten.", show_default=False, autocompletion=completing.runs
         ),
     ],
     to: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
@@ -139,29 +166,43 @@ def compare(
         print(f"page {to}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo export runs/ID --to mymodel          mymodel/README.md says how to use it",
+        "tamiyo export runs/ID --to mymodel --onnx   with the extra onnx of esper-kasmina",
+    )
+)
 def export(
     run: _Run,
     to: Annotated[Path, typer.Option(help="A new folder for the model.", show_default=False)],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also as ONNX.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also as ONNX. [default: no]")] = False,
     averaged: Annotated[
-        bool, typer.Option("--averaged", help="With the averaged weights of a run with --ema.")
+        bool,
+        typer.Option(
+            "--averaged", help="With the averaged weights of a run with --ema. [default: no]"
+        ),
     ] = False,
     debug: _Debug = False,
 ) -> None:
     """Take the grown model home: weights, a torch.export program, its lineage and a model card."""
     with guarded("tamiyo export", debug=debug):
-        from esper.tamiyo.card import NOT_FINITE
+        from esper.tamiyo.card import DAMAGED, NOT_FINITE
         from esper.tamiyo.exporting import CARD, export_run
 
         written = export_run(run, to, onnx=onnx, averaged=averaged)
-        if NOT_FINITE in (to / CARD).read_text(encoding="utf-8"):
-            print(f"tamiyo export: {NOT_FINITE}", file=sys.stderr)
+        for line in (to / CARD).read_text(encoding="utf-8").splitlines():
+            if line.startswith((DAMAGED, NOT_FINITE)):
+                print(f"tamiyo export: {line}", file=sys.stderr)
         for path in written:
             print(path)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo tasks",
+        "train --task mnist --data FOLDER --host cnn",
+    )
+)
 def tasks(debug: _Debug = False) -> None:
     """List the built-in tasks and the hosts that fit them."""
     with guarded("tamiyo tasks", debug=debug):
@@ -174,7 +215,12 @@ def tasks(debug: _Debug = False) -> None:
         print("or module:function of your own, which returns an esper.tamiyo.Task")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo hosts",
+        "train --host cnn --width 8",
+    )
+)
 def hosts(debug: _Debug = False) -> None:
     """List the built-in hosts."""
     with guarded("tamiyo hosts", debug=debug):
@@ -187,7 +233,12 @@ def hosts(debug: _Debug = False) -> None:
         print("or torchvision:NAME, timm:NAME where installed, or module:function of your own")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "tamiyo policies",
+        "train --policy random",
+    )
+)
 def policies(debug: _Debug = False) -> None:
     """List the built-in policies: who decides where, when and what to grow."""
     with guarded("tamiyo policies", debug=debug):

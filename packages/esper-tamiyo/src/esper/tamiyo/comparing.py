@@ -38,7 +38,8 @@ def read_runs(folders: Sequence[Path]) -> list[Story]:
     """
     if not 2 <= len(folders) <= MAX_RUNS:
         raise ConfigError(
-            f"{plural(len(folders), 'run')}; expected 2 to {MAX_RUNS} different ones to compare"
+            f"{plural(len(folders), 'run')}; expected 2 to {MAX_RUNS} different ones to compare: name those "
+            "that belong together, for example runs/*digits*"
         )
     stories = [read_story(folder) for folder in folders]
     names = [story.run_id for story in stories]

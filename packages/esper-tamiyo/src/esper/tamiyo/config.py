@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,6 +28,9 @@ TRACKERS = ("tensorboard", "mlflow")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Other customary names; what is written has the full ones."""
 
+
+MAX_LEARNING_RATE = 1e30
+"""What an optimizer makes of it has to be a float32, which ends at 3e38."""
 
 SCRIPTED = "scripted:"
 """Begins the name of a policy that replays the run folder behind it."""
@@ -100,6 +104,20 @@ class RunConfig(BaseModel):
     """What else follows the run: `tensorboard` (into the run folder) or `tensorboard:FOLDER`; `mlflow` (where
     MLflow's own settings say) or `mlflow:URI`."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where pydantic would take them for 1 and 0."""
+        is_switch = cls.model_fields[str(info.field_name)].annotation is bool
+        if isinstance(value, bool) and not is_switch:
+            raise ValueError(f"{str(value).lower()} means nothing here")
+        return value
+
+    @field_validator("blueprints", "track", mode="before")
+    @classmethod
+    def _one_of_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("device")
     @classmethod
     def _check_device(cls, device: str) -> str:
@@ -114,6 +132,13 @@ class RunConfig(BaseModel):
     @classmethod
     def _full_name(cls, precision: object) -> object:
         return PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _check_rate(cls, rate: float) -> float:
+        if rate > MAX_LEARNING_RATE:
+            raise ValueError(f"{rate:g} is beyond {MAX_LEARNING_RATE:g}, more than steps can take")
+        return rate
 
     @field_validator("bus", "library", "artifacts")
     @classmethod

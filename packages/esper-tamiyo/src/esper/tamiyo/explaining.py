@@ -24,8 +24,8 @@ from esper.tamiyo.verdict import Figures
 MAX_RIVALS = 3
 """Of what else could have been grown, the best are named."""
 
-MAX_REASONS = 2
-"""Of why nothing more was grown, the first are named."""
+MAX_REASONS = 3
+"""Of why nothing more was grown, the first and the last are named."""
 
 NUMBERS = {
     "gain_share": "the share of the wanted change that new units there could follow; from a "
@@ -81,7 +81,7 @@ def explain(story: Story, seed_id: SeedId | None = None) -> str:
         return "\n".join(_of_seed(story, seed_id)) + "\n"
     lines = [headline(story), "", *_damage(story), *_setting(story)]
     for number, attempt in enumerate(story.attempts, start=1):
-        lines += ["", f"{number}. {_title(attempt)}", *explain_attempt(attempt)]
+        lines += ["", f"{number}. {_title(attempt)}", *_explain_attempt(story, attempt)]
     if not story.attempts and story.damage is None:
         lines += ["", "Nothing was grown.", *(f"  {said}" for said in _waits(story.decisions))]
     lines += ["", *_end(story)]
@@ -130,7 +130,7 @@ def _compared(grown: Figures, twin: Figures | None) -> str:
     )
 
 
-def explain_attempt(attempt: Attempt) -> list[str]:
+def _explain_attempt(story: Story, attempt: Attempt) -> list[str]:
     """Return why a block was grown there and then, and what became of it, in indented lines."""
     lines: list[str] = []
     decision = attempt.decision
@@ -145,7 +145,7 @@ def explain_attempt(attempt: Attempt) -> list[str]:
         said = _WHAT_HAPPENS.get(change.to_state)
         if said is not None:
             lines.append(f"   epoch {change.epoch + 1:>4} {said}")
-    lines += _verdict(attempt)
+    lines += _verdict(attempt, is_told=story.damage is None)
     return lines
 
 
@@ -180,12 +180,14 @@ def _numbers(candidate: Candidate, without: Collection[str] = ()) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _verdict(attempt: Attempt) -> Iterator[str]:
+def _verdict(attempt: Attempt, *, is_told: bool) -> Iterator[str]:
     report = attempt.report
-    if report is None:
+    if report is None and not is_told:
+        yield "   verdict    not known: the record cannot be read up to its end"
+    elif report is None:
         yield "   verdict    none: the run ended before it could be judged"
-        return
-    yield f"   verdict    {'kept' if attempt.is_kept else 'removed'}: {report.reason}"
+    else:
+        yield f"   verdict    {'kept' if attempt.is_kept else 'removed'}: {report.reason}"
 
 
 def _title(attempt: Attempt) -> str:
@@ -230,7 +232,10 @@ def _end(story: Story) -> Iterator[str]:
     since = story.attempts[-1].ended if story.attempts else 0
     if story.attempts and (later := list(_waits([d for d in waits if d.epoch >= since]))):
         yield "Why no more:"
-        yield from (f"  {said}" for said in later[:MAX_REASONS])
+        if len(later) > MAX_REASONS:
+            between = plural(len(later) - MAX_REASONS, "reason")
+            later[MAX_REASONS - 1 : -1] = [f"… {between} between …"]
+        yield from (f"  {said}" for said in later)
 
 
 def _waits(decisions: Sequence[AdaptationSignal]) -> Iterator[str]:
@@ -258,7 +263,7 @@ def _of_seed(story: Story, seed_id: SeedId) -> Iterator[str]:
     for attempt in attempts:
         yield ""
         yield _title(attempt)
-        yield from explain_attempt(attempt)
+        yield from _explain_attempt(story, attempt)
     if not attempts and story.damage is None:
         yield "Nothing was ever grown there."
         yield from _why_not(story, seed_id)

@@ -8,10 +8,8 @@ README.md                          the model card: use, data, host, growth, figu
 It needs the run's folder only, not the data, unless the host is a function of the user's own.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from esper.contracts import (
     ConfigError,
@@ -29,6 +27,7 @@ from esper.tamiyo.card import model_card
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.hosts import build_host, is_own
 from esper.tamiyo.saving import AVERAGED
+from esper.tamiyo.story import damage_of, read_json
 from esper.tamiyo.tasks import Source, Task, load_task
 from esper.tamiyo.tasks.facts import FACTS_FILE, TaskFacts, facts_of, read_facts, write_encoding
 
@@ -56,7 +55,8 @@ def export_run(run: Path, to: Path, *, onnx: bool = False, averaged: bool = Fals
     Raises:
         NotFoundError: if there is no such run, or it left no such model.
         ConfigError: if `to` is taken, or the data is needed and cannot be read.
-        EsperError: if the model cannot be read or exported, and why; `to` is not left half-written.
+        EsperError: if the model or the summary cannot be read, or the model not exported; `to` is not
+            left half-written.
 
     """
     for name in ("config.yaml", "model.safetensors", "summary.json"):
@@ -72,6 +72,7 @@ def export_run(run: Path, to: Path, *, onnx: bool = False, averaged: bool = Fals
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is taken; give a new folder with --to")
     config = load_yaml(run / "config.yaml", RunConfig)
+    summary = read_json(run, "summary.json")
     task, facts = _task(run, config)
     host = build_host(config.host, task, seed=config.seed, width=config.width)
     bed = saved_beds().load(host, saved)
@@ -85,10 +86,16 @@ def export_run(run: Path, to: Path, *, onnx: bool = False, averaged: bool = Fals
         if task.encoding is not None:
             write_encoding(to, task.encoding)
         files = sorted(path for path in to.iterdir() if path.is_file())
-        summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         hashes = {path.name: sha256_hex(path.read_bytes()) for path in files}
         card = model_card(
-            config, facts, task.encoding, summary, hashes, undecided, averaged=averaged
+            config,
+            facts,
+            task.encoding,
+            summary,
+            hashes,
+            undecided,
+            damage=damage_of(run, summary),
+            averaged=averaged,
         )
         (to / CARD).write_text(card, encoding="utf-8")
     except BaseException:

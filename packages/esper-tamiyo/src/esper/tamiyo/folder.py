@@ -8,6 +8,7 @@ there is anything to go on from leaves nothing behind, one that fails later leav
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -21,6 +22,13 @@ from esper.tamiyo.config import RunConfig
 _PARTIAL = ".partial"
 CHECKPOINTS = "checkpoints"
 """The folder within it that a run goes on from."""
+LOG = "events.jsonl"
+"""The hash-chained record of all that happened."""
+
+
+def resume_command(folder: Path) -> str:
+    """Return what a person types to go on with the run in `folder`."""
+    return f"uv run --package esper-tamiyo tamiyo resume {shlex.quote(str(folder))}"
 
 
 class RunFolder:

@@ -23,6 +23,7 @@ from esper.contracts import (
     NotFoundError,
     SystemStatePacket,
     load_settings,
+    load_yaml,
     read_blueprint,
     trace_context,
 )
@@ -36,7 +37,7 @@ from esper.tamiyo.controller import Tamiyo
 from esper.tamiyo.diverging import RATE_SHARE, DivergedError, LossNotFiniteError, Setback, advice
 from esper.tamiyo.environment import describe_environment, describe_layers
 from esper.tamiyo.epochs import Learner, epochs, make_learner
-from esper.tamiyo.folder import RunFolder, reopened_folder, run_folder
+from esper.tamiyo.folder import LOG, RunFolder, reopened_folder, resume_command, run_folder
 from esper.tamiyo.foreseeing import what_will_not_grow
 from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
@@ -58,8 +59,6 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
     "never": Never,
 }
 """The policies that a run can name."""
-
-LOG = "events.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +103,26 @@ def resume(path: Path, ui: Ui) -> RunRecord:
             config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
             for problem in problems:
                 ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
+            if _was_changed(folder.path / "config.yaml", config):
+                ui.say(
+                    "[yellow]note[/]   config.yaml was changed since the run began, which goes on as it "
+                    "began; for another run: train --config FILE"
+                )
             ui.say(f"going on with {folder.final_path} {_where(place, config)}")
             record = _run(config, folder, ui, stop, slot=slot, place=place)
         ui.result(record, folder.final_path)
     return record
+
+
+def _was_changed(path: Path, config: RunConfig) -> bool:
+    """Tell whether a file that a run wrote says something else than what it was told, wherever it is now."""
+    if not path.is_file():
+        return False
+    try:
+        written = load_yaml(path, RunConfig)
+    except ConfigError:
+        return True
+    return override(written, {"out": config.out}).public() != config.public()
 
 
 def _where(place: Place, config: RunConfig) -> str:
@@ -387,8 +402,8 @@ def grow(
         if place is None or (setback is not None and not is_over):
             save()
         if place is None and saver.has_written:
-            path = escape(str(record.config.out / record.run_id))
-            watch.ui.say(f"[dim]run {record.run_id}; if it is killed: tamiyo resume {path}[/]")
+            command = escape(resume_command(record.config.out / record.run_id))
+            watch.ui.say(f"[dim]run {record.run_id}; if it is killed: {command}[/]")
         going_on = epochs("grown", record.grown, learner, watch.ui, stop, progress=progress)
         with _until_stopped(record):
             for epoch in () if is_over else going_on:

@@ -6,7 +6,8 @@ hash-chained). Of a log that was damaged the whole lines before the damage are t
 
 import json
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from esper.contracts import (
 from esper.contracts.words import type_of
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.diverging import Setback
-from esper.tamiyo.folder import CHECKPOINTS
+from esper.tamiyo.folder import CHECKPOINTS, LOG
 from esper.tamiyo.summary import Layer, Point, Training
 from esper.tamiyo.verdict import Figures
 
@@ -140,8 +141,8 @@ def read_story(folder: Path) -> Story:
                 f"the run {folder} has not come to its end; tamiyo resume {folder} goes on with it"
             )
         raise NotFoundError(f"there is no run folder {folder}; give one, for example runs/ID")
-    summary = _read_json(folder, "summary.json")
-    lineage = _read_json(folder, "lineage.json")
+    summary = read_json(folder, "summary.json")
+    lineage = read_json(folder, "lineage.json")
     try:
         story = Story(
             run_id=summary["run_id"],
@@ -158,16 +159,35 @@ def read_story(folder: Path) -> Story:
             f"{folder}: summary.json and lineage.json are not what this version of Esper writes "
             f"({type(error).__name__}: {error})"
         ) from error
-    try:
-        _read_events(folder, story)
-    except FileNotFoundError:
-        story.damage = f"{folder / 'events.jsonl'} is missing"
-    except (ChainError, ValidationError, OSError) as error:
-        story.damage = str(error)
+    story.damage = _damage_of(folder, lambda: _read_events(folder, story))
     return story
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def damage_of(folder: Path, summary: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the record of the run that `summary` tells of; None if it is whole."""
+    return _damage_of(
+        folder, lambda: deque(read_chain(folder / LOG, head=summary["events_head"]), maxlen=0)
+    )
+
+
+def _damage_of(folder: Path, read: Callable[[], object]) -> str | None:
+    try:
+        read()
+    except FileNotFoundError:
+        return f"{folder / LOG} is missing"
+    except (ChainError, ValidationError, OSError) as error:
+        return str(error)
+    return None
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a file of a run holds.
+
+    Raises:
+        NotFoundError: if there is no such file.
+        ConfigError: if it is damaged.
+
+    """
     path = folder / name
     if not path.is_file():
         raise NotFoundError(
@@ -209,7 +229,7 @@ def _lost(point: dict[str, Any]) -> dict[str, float]:
 
 def _read_events(folder: Path, story: Story) -> None:
     open_attempts: dict[SeedId, Attempt] = {}
-    for event in read_chain(folder / "events.jsonl"):
+    for event in read_chain(folder / LOG):
         match event.kind:
             case "kernel":
                 kernel = CompiledKernelArtifact.model_validate(event.data)

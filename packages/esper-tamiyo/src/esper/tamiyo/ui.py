@@ -3,7 +3,6 @@
 The trainer calls these methods; nothing flows back.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.markup import escape
 
 from esper.contracts import Action, SeedState, SystemStatePacket
 from esper.contracts.words import place, plural
+from esper.tamiyo.folder import resume_command
 from esper.tamiyo.live import Overview, Watched, figures
 from esper.tamiyo.output import Lasting
 from esper.tamiyo.summary import Point, RunRecord
@@ -132,7 +132,7 @@ class Ui:
                 "epochs; the model as it stood, its record and the report were saved"
             )
             if record.checkpoint_failure is None:
-                command = f"uv run --package esper-tamiyo tamiyo resume {shlex.quote(str(folder))}"
+                command = resume_command(folder)
                 self.say(f"go on  {escape(command)}")
                 if isinstance(sys.stdout, Lasting) and sys.stdout.is_lost:
                     self.warn(f"stopped, and saved; go on  {command}")

@@ -6,7 +6,7 @@ Cells are texts, as a file has them; which of them are numbers, and which are mi
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -38,6 +38,8 @@ class Cells:
     columns: Mapping[str, Sequence[str]]
     lines: Sequence[int] | None
     """The line that each row begins in; None for a file without lines."""
+    nested: Collection[str] = ()
+    """Columns whose cells are no single values."""
 
     def place(self, row: int) -> str:
         """Return where a person finds a row, counted from 0 here and from 1 by people."""
@@ -200,4 +202,9 @@ def _read_parquet(path: Path) -> Cells:
             for name, values in columns.items()
         },
         lines=None,
+        nested=[
+            name
+            for name, values in columns.items()
+            if any(isinstance(value, list | dict) for value in values)
+        ],
     )

@@ -8,7 +8,7 @@ Shapes: C channels, H height, W width.
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import override
+from typing import NamedTuple, override
 
 import numpy as np
 import torch
@@ -28,15 +28,29 @@ IN_MEMORY_BYTES = 10**9
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _CONTENTS = "one folder of images for each class, for example cats/1.png and dogs/1.png"
 _MIN_IMAGES = 10
+_GREY = ("1", "L")
+_GREY_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I")
+"""What Pillow calls 16 bits for each pixel, as PNG has them; "I" in its older versions."""
+
+
+class _Head(NamedTuple):
+    """What the head of a file says of the pixels."""
+
+    channels: int
+    height: int
+    width: int
+    largest: int
+    """What a white pixel is."""
 
 
 def images(source: Source) -> Task:
-    """Return the images below a folder, scaled to [0, 1]; all must have one size.
+    """Return the images below a folder, scaled to [0, 1]; all must have one size and depth.
 
-    Grey images have one channel, others three. A tenth is kept for decisions and a fifth for the end.
+    Grey images have one channel, of 8 or 16 bits, others three of 8 bits. A tenth is kept for decisions and
+    a fifth for the end.
 
     Raises:
-        ConfigError: for too few classes or images, for one that cannot be read, or of another size.
+        ConfigError: for too few classes or images, for one that cannot be read, of another size or depth.
 
     """
     folder = source.folder("images", _CONTENTS)
@@ -45,7 +59,7 @@ def images(source: Source) -> Task:
     if len(classes) < 2:
         raise ConfigError(
             f"{folder} has {plural(len(classes), 'folder')} with images in them; expected "
-            f"at least two: {_CONTENTS}"
+            f"at least two: {_CONTENTS}{_further_down(folder)}"
         )
     for name in classes:
         try:
@@ -59,14 +73,35 @@ def images(source: Source) -> Task:
         raise ConfigError(
             f"{folder} has {plural(len(found), 'image')}; expected at least {_MIN_IMAGES}"
         )
-    shapes = [_shape(path) for path, _ in found]
-    for (path, _), (_, height, width) in zip(found, shapes, strict=True):
-        if (height, width) != shapes[0][1:]:
+    heads = [_head(path) for path, _ in found]
+    first, first_path = heads[0], found[0][0]
+    for (path, _), head in zip(found, heads, strict=True):
+        if (head.height, head.width) != (first.height, first.width):
             raise ConfigError(
-                f"{path} is {width} x {height} pixels, {found[0][0]} is "
-                f"{shapes[0][2]} x {shapes[0][1]}; scale all images to one size first"
+                f"{path} is {head.width} x {head.height} pixels, {first_path} is "
+                f"{first.width} x {first.height}; scale all images to one size first"
             )
-    return _task(found, classes, (max(shape[0] for shape in shapes), *shapes[0][1:]))
+        if head.largest != first.largest:
+            raise ConfigError(
+                f"the pixels of {path} go up to {head.largest}, those of {first_path} to {first.largest}; "
+                "convert all images to one depth first"
+            )
+    return _task(found, classes, first._replace(channels=max(head.channels for head in heads)))
+
+
+def _further_down(folder: Path) -> str:
+    """Say where folders of classes are that stand one folder further down."""
+    below = [
+        part.name
+        for part in sorted(folder.iterdir())
+        if part.is_dir() and any(path.is_dir() and _files(path) for path in part.iterdir())
+    ]
+    if not below:
+        return ""
+    return (
+        f"; there are some in {', '.join(below)}: give one of these with --data (what is kept for decisions "
+        "and for the end is chosen from it), or put all images of a class into one folder"
+    )
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -83,22 +118,23 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return the pixels (C, H, W), scaled to [0, 1], and the label."""
         path, label = self.found[index]
-        return _read(path).expand(self._num_channels, -1, -1).float() / 255.0, label
+        return _read(path).expand(self._num_channels, -1, -1), label
 
 
-def _task(
-    found: Sequence[tuple[Path, int]], classes: Sequence[str], shape: tuple[int, int, int]
-) -> Task:
+def _task(found: Sequence[tuple[Path, int]], classes: Sequence[str], head: _Head) -> Task:
     held_out = max(1, len(found) // 10), max(1, len(found) // 5)
     note = f"{plural(len(found), 'image')} of {len(classes)} classes: {', '.join(classes)}"
-    encoding = {"kind": "pixels", "divisor": 255, "classes": [*classes]}
-    channels, height, width = shape
+    encoding = {"kind": "pixels", "divisor": head.largest, "classes": [*classes]}
+    channels, height, width, _ = head
+    shape = channels, height, width
     num_bytes = 4 * len(found) * channels * height * width
     if num_bytes <= IN_MEMORY_BYTES:
-        pixels = [_read(path).expand(channels, -1, -1) for path, _ in found]
+        pixels = torch.empty(len(found), *shape)
+        for number, (path, _) in enumerate(found):
+            pixels[number] = _read(path)
         return shuffled(
             "images",
-            torch.stack(pixels).float() / 255.0,
+            pixels,
             torch.tensor([label for _, label in found]),
             num_classes=len(classes),
             held_out=held_out,
@@ -130,22 +166,21 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
 
 
-def _shape(path: Path) -> tuple[int, int, int]:
-    """Return what `_read` will return, from the head of the file alone."""
+def _head(path: Path) -> _Head:
     with _opened(path) as image:
-        return 1 if _is_grey(image) else 3, image.height, image.width
+        is_deep = image.mode in _GREY_OF_16_BITS
+        channels = 1 if is_deep or image.mode in _GREY else 3
+        return _Head(channels, image.height, image.width, 65_535 if is_deep else 255)
 
 
 def _read(path: Path) -> Tensor:
-    """Return an image's bytes: (C, H, W)."""
+    """Return an image's pixels (C, H, W), scaled to [0, 1]."""
     with _opened(path) as image:
-        pixels = np.array(image.convert("L" if _is_grey(image) else "RGB"))
+        if image.mode in _GREY_OF_16_BITS:  # Pillow's own conversion would cut them off at 255
+            return torch.tensor(np.array(image).astype(np.float32))[None] / 65_535.0
+        pixels = np.array(image.convert("L" if image.mode in _GREY else "RGB"))
     channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(channels))  # pyright: ignore[reportUnknownMemberType]
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "I", "I;16", "F")
+    return torch.tensor(channels).float() / 255.0
 
 
 @contextmanager

@@ -97,6 +97,11 @@ def _task(
                 f"{tuple(train[0].shape[1:])}; they belong to different data sets"
             )
     images, labels = train
+    if bool((labels == labels[0]).all()):
+        raise ConfigError(
+            f"task {task!r}: all {plural(len(labels), 'train image')} have the label {int(labels[0])}; "
+            "nothing to learn, get the data again"
+        )
     learned, validation, _ = parts(len(images), (max(1, len(images) // 10), 0))
     channels, height, width = (int(size) for size in images.shape[1:])
     return Task(

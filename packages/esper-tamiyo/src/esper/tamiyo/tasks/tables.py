@@ -4,6 +4,7 @@ What is done with the columns is said in the task's notes: numbers are scaled by
 deviation, missing ones become the median, words become one column for each, a missing word a word of its own.
 """
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ MAX_CLASSES = 20
 _MIN_ROWS = 20
 _SHOWN = 5
 _MISSING_WORD = "(missing)"
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,10 @@ def table(source: Source) -> Task:
 
 def _target(cells: Cells, name: str, train_rows: Sequence[int]) -> _Target:
     values = cells.columns[name]
+    if name in cells.nested:
+        raise ConfigError(
+            f"{cells.path}: the cells of the target {name!r} are lists or records; expected one value in each"
+        )
     if missing := [row for row, value in enumerate(values) if is_missing(value)]:
         shown = ", ".join(cells.place(row) for row in missing[:_SHOWN])
         raise ConfigError(
@@ -186,6 +192,8 @@ def _feature(cells: Cells, name: str, train_rows: Sequence[int]) -> _Made:
         unit = _unit(known)
         middle = statistics.median(number / unit for number in known) * unit
         filled = [middle if number is None else number for number in numbers]
+        if len({filled[row] for row in train_rows}) < 2:
+            return _Made(note=f"column {name!r} was left out: it is {middle:g} in all train rows")
         column, said, scaling = _scaled(cells, name, filled, train_rows)
         gaps = f"; {num_missing} missing values became the median, {middle:g}"
         return _Made(
@@ -193,10 +201,14 @@ def _feature(cells: Cells, name: str, train_rows: Sequence[int]) -> _Made:
             columns=[column],
             encoding={"name": name, "kind": "number", "if_missing": middle, **scaling},
         )
+    if name in cells.nested:
+        return _Made(
+            note=f"column {name!r} was left out: its cells are lists or records, not values"
+        )
     words = [_MISSING_WORD if is_missing(value) else value for value in values]
     seen = sorted({words[row] for row in train_rows})
     if len(seen) > MAX_WORDS:
-        why = f"{len(seen)} different words, more than {MAX_WORDS}"
+        why = f"{len(seen)} different words, more than {MAX_WORDS}{_hint(seen)}"
         return _Made(note=f"column {name!r} was left out: {why}")
     if len(seen) < 2:
         return _Made(
@@ -204,10 +216,17 @@ def _feature(cells: Cells, name: str, train_rows: Sequence[int]) -> _Made:
         )
     gaps = f"; {num_missing} missing ones are a word of their own" if num_missing else ""
     return _Made(
-        note=f"column {name!r}: {plural(len(seen), 'word')}, a column each{gaps}",
+        note=f"column {name!r}: {plural(len(seen), 'word')}, a column each{gaps}{_hint(seen)}",
         columns=[torch.tensor([float(word == each) for word in words]) for each in seen],
         encoding={"name": name, "kind": "words", "if_missing": _MISSING_WORD, "words": seen},
     )
+
+
+def _hint(words: Sequence[str]) -> str:
+    """Say what to do with words that are dates."""
+    if not all(word == _MISSING_WORD or _DATE.match(word) for word in words):
+        return ""
+    return "; if they are dates, give them as numbers, for example days since the first"
 
 
 def _scaled(
