@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
             path = slot / manifest["folder"] / "run.safetensors"
             path.write_bytes(path.read_bytes()[:-1])
     config = run_folder / "config.yaml"
-    config.write_text(config.read_text().replace("host: mlp", "host: cnn"))
+    config.write_text(config.read_text().replace("epochs: 30", "epochs: 31"))
     again = _resume(run_folder, tmp_path)
     assert again.returncode == 0, again.stderr
     assert "an older checkpoint is used" in again.stdout
