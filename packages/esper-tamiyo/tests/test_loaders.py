@@ -331,7 +331,13 @@ def test_whatever_is_in_a_table_its_inputs_are_finite_numbers(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "char"), (b"abc", "char"), (b"\xff\xfe\x81" * 9000, "UTF-8")]
+    ("content", "message"),
+    [
+        (b"", "char"),
+        (b"abc", "char"),
+        (b"\xff\xfe\x81" * 9000, "UTF-8"),
+        (b"a" * 9000, r"book\.txt is 'a' again and again"),
+    ],
 )
 def test_a_bad_text_is_explained(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "book.txt"

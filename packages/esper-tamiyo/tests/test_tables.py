@@ -220,9 +220,16 @@ def test_nested_columns_are_left_out_and_no_target(
 
 def test_a_number_that_never_changes_is_left_out(tmp_path: Path) -> None:
     task = load(write(tmp_path, [f"{row},5,{row % 2}" for row in range(60)], "x,same,y"))
+    assert task.notes[0] == "target 'y': 2 classes, 0, 1"
     assert "column 'same' was left out: it is 5 in all train rows" in task.notes
     said = refusal(write(tmp_path, [f"5,{row % 2}" for row in range(60)]))
     assert "no usable column besides 'y'" in said
+
+
+def test_a_class_of_very_few_rows_is_told(tmp_path: Path) -> None:
+    rows = [f"{row},{'rare' if row < 2 else 'one' if row % 2 else 'two'}" for row in range(60)]
+    told = load(write(tmp_path, rows)).notes[0]
+    assert told.endswith("; fewer than 3 rows to learn, decide and measure with have rare")
 
 
 def test_dates_are_told_to_be_better_as_numbers(tmp_path: Path) -> None:

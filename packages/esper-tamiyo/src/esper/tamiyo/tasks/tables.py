@@ -6,6 +6,7 @@ deviation, missing ones become the median, words become one column for each, a m
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +29,8 @@ MAX_WORDS = 50
 """A column with more different words is left out: a name, not a category."""
 MAX_CLASSES = 20
 """A target of whole numbers with more different values is a regression."""
+NUM_PARTS = 3
+"""Rows to learn from, for decisions, and for the end."""
 _MIN_ROWS = 20
 _SHOWN = 5
 _MISSING_WORD = "(missing)"
@@ -157,9 +160,18 @@ def _classes(
         goal=Goal.CLASSIFICATION,
         values=torch.tensor([indices[value] for value in values]),
         num_classes=len(classes),
-        note=f"target {name!r}: {len(classes)} classes, {', '.join(classes[:MAX_CLASSES])}",
+        note=f"target {name!r}: {len(classes)} classes, {', '.join(classes[:MAX_CLASSES])}{_rare(values)}",
         encoding={"name": name, "kind": "classes", "classes": list(classes)},
     )
+
+
+def _rare(values: Sequence[str]) -> str:
+    """Say which classes have too few rows for each part of the data to have one."""
+    rare = [value for value, count in Counter(values).items() if count < NUM_PARTS]
+    if not rare:
+        return ""
+    shown = ", ".join(sorted(rare)[:_SHOWN])
+    return f"; fewer than {NUM_PARTS} rows to learn, decide and measure with have {shown}"
 
 
 def _check_varied(

@@ -29,6 +29,10 @@ def text(source: Source) -> Task:
     """Return a text in samples of `LENGTH` characters, cut in order: train, validation, test (8:1:1).
 
     The alphabet is that of the train part; a character that only occurs later is unknown.
+
+    Raises:
+        ConfigError: for a text that cannot be read, is too short, or always the same character.
+
     """
     source.refuse_target("text")
     content, name = (
@@ -44,6 +48,10 @@ def text(source: Source) -> Task:
         )
     ends = (num_samples * 8 // 10, num_samples * 9 // 10, num_samples)
     alphabet = _alphabet(content[: ends[0] * LENGTH])
+    if len(alphabet) < 3:  # the first stands for what is unknown
+        raise ConfigError(
+            f"{name} is {alphabet[-1]!r} again and again, in all that is to be learned from; nothing to learn"
+        )
     indices = {character: index for index, character in enumerate(alphabet)}
     codes = torch.tensor([indices.get(c, 0) for c in content[: num_samples * LENGTH + 1]])
     starts = (0, *ends[:2])
