@@ -201,7 +201,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     again = _resume(run_folder, tmp_path)
     assert again.returncode == 0, again.stderr
     assert "an older checkpoint is used" in again.stdout
-    assert "config.yaml was changed since the run began" in " ".join(again.stdout.split())
+    assert "the changed file is kept as config-changed.yaml" in again.stdout
+    assert "epochs: 31" in (run_folder / "config-changed.yaml").read_text()
     _check_same(tmp_path, undisturbed)
 
 

@@ -165,7 +165,7 @@ def test_signals_while_the_run_is_saved_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_a_signal_cannot_cost_the_lines_that_say_where_all_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Impatient(Ui):
         @override
@@ -174,8 +174,9 @@ def test_a_signal_cannot_cost_the_lines_that_say_where_all_is(
             super().result(record, folder)
 
     monkeypatch.chdir(tmp_path)
-    run(RunConfig(policy="never", epochs=1, twin=False), Impatient(quiet=True))
-    assert len(list(Path("runs").glob("*/report.html"))) == 1
+    run(RunConfig(policy="never", epochs=1, twin=False), Impatient())
+    (report,) = Path("runs").glob("*/report.html")
+    assert f"report {report}" in capsys.readouterr().out
 
 
 def test_ctrl_c_behind_a_pipe_whose_reader_is_gone_saves_everything(tmp_path: Path) -> None:

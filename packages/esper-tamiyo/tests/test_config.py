@@ -69,15 +69,18 @@ def test_one_of_several_needs_no_list(tmp_path: Path) -> None:
         ("library", "sqlite:///urza.db?timeout=5", "sqlite:///{here}/urza.db?timeout=5"),
         ("track", "tensorboard:board", "tensorboard:{here}/board"),
         ("track", "mlflow:sqlite:///mlflow.db", "mlflow:sqlite:///{here}/mlflow.db"),
+        ("track", "mlflow:mlruns", "mlflow:{here}/mlruns"),
         # What names no place below the current folder stays as it is.
         ("artifacts", "file:///srv/kernels", "file:///srv/kernels"),
         ("artifacts", "s3://esper-artifacts", "s3://esper-artifacts"),
         ("library", "sqlite:////srv/urza.db", "sqlite:////srv/urza.db"),
         ("library", "sqlite://", "sqlite://"),
         ("library", "sqlite:///:memory:", "sqlite:///:memory:"),
+        ("library", "sqlite:///file:a.db?uri=true", "sqlite:///file:a.db?uri=true"),
         ("library", "postgresql+psycopg://db/urza", "postgresql+psycopg://db/urza"),
         ("track", "tensorboard", "tensorboard"),
         ("track", "mlflow:http://host:5000", "mlflow:http://host:5000"),
+        ("track", "mlflow:databricks", "mlflow:databricks"),
         ("track", "mlflow:databricks://mine", "mlflow:databricks://mine"),
     ],
 )

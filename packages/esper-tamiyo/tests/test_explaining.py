@@ -111,6 +111,14 @@ def test_a_verdict_behind_the_damage_is_not_said_to_be_missing(tmp_path: Path) -
     assert "could be judged" not in said
 
 
+def test_lines_that_are_missing_at_the_end_are_damage_too(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, record())
+    log = folder / "events.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:-1]) + "\n")
+    assert "lines are missing at its end" in explain(read_story(folder))
+
+
 def test_of_many_reasons_the_first_and_the_last_are_told(tmp_path: Path) -> None:
     story = read_story(write_run(tmp_path, record()))
     last = story.packets[-1]
@@ -122,10 +130,10 @@ def test_of_many_reasons_the_first_and_the_last_are_told(tmp_path: Path) -> None
                 "decisions": [d.model_copy(update={"epoch": epoch, "reason": why}) for d in waits],
             }
         )
-        for epoch, why in [(9, "a"), (10, "b"), (11, "c")]
+        for epoch, why in [(9, "a"), (10, "b"), (11, "c"), (12, "d")]
     ]
     told = explain(story).partition("Why no more:\n")[2].splitlines()
-    assert told[1:] == ["  epoch 10: a", "  … 1 reason between …", "  epoch 12: c"]
+    assert told[1:] == ["  epoch 10: a", "  … 2 reasons between …", "  epoch 13: d"]
 
 
 def test_a_missing_record_is_said_first_and_nothing_is_claimed_from_it(tmp_path: Path) -> None:

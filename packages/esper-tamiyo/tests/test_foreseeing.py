@@ -44,7 +44,11 @@ def test_a_script_of_what_is_not_at_hand_is_told_so() -> None:
             num_parameters=10,
         )
 
-    assert what_will_not_grow(controller(Scripted(script={4: [grown(1)]})), 3) is None
+    assert what_will_not_grow(controller(Scripted(script={4: [grown(1)]})), 5) is None
+    too_short = what_will_not_grow(controller(Scripted(script={4: [grown(1)]})), 4)
+    assert too_short == "the script grows until epoch 5, and this run has 4 epochs"
     told = what_will_not_grow(controller(Scripted(script={4: [grown(1), grown(2)]})), 3)
     assert told is not None
-    assert "leaves out: block2 at layer layer0 in epoch 5; another version" in told
+    assert (
+        "leaves out: block2 at layer layer0 in epoch 5; its run had a host of another width" in told
+    )

@@ -143,6 +143,20 @@ def test_what_is_decided_anew_takes_the_place_of_what_was(
     ]
 
 
+def test_what_an_abandoned_epoch_decided_is_struck_though_nothing_else_is(
+    track: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    track(how="fails")
+    folder = RunFolder("run", tmp_path / "runs")
+    config = override(CONFIG, {"track": ("mlflow",)})
+    with tracking(config, folder, pytest.fail) as tracker:
+        tracker.epoch("grown", point(GREW_AT), packet(GREW_AT + 1))  # which decides nothing
+    client, run = only_run()
+    (tmp_path / "kept").mkdir()
+    kept = client.download_artifacts(run.info.run_id, "decisions.txt", str(tmp_path / "kept"))
+    assert Path(kept).read_text() == ""
+
+
 def test_without_accuracy_there_is_no_curve_of_it(track: Callable[..., list[str]]) -> None:
     assert track(accuracy=None) == []
     _, run = only_run()

@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import override
@@ -174,11 +175,22 @@ def _controller(
 
 
 def drawn_anew(model: nn.Module, seed: int) -> nn.Module:
-    """Return a net of the same architecture whose weights are all drawn as its layers draw them."""
+    """Return a net of the same architecture whose weights are all drawn as its layers draw them.
+
+    Raises:
+        ValueError: naming the parameters that no layer draws, and that would be those of `model`.
+
+    """
     torch.manual_seed(seed)
     fresh = copy.deepcopy(model)
+    for parameter in fresh.parameters():
+        parameter.data.fill_(math.nan)
     for module in fresh.modules():
-        reset = getattr(module, "reset_parameters", None)
+        # torch's own attention has an underscore before it.
+        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
         if reset is not None:
             reset()
+    left = [name for name, each in fresh.named_parameters() if bool(each.isnan().any())]
+    if left:
+        raise ValueError(f"no layer draws {', '.join(left)}: give its module reset_parameters()")
     return fresh

@@ -40,7 +40,7 @@ def load_yaml[Model: BaseModel](path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"config file {path}{line} is not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
-    if twice := _repeated_key(root):
+    if twice := _repeated_key(root, set()):
         raise ConfigError(
             f"{path}:{twice.start_mark.line + 1}: the key {twice.value!r} is given twice; keep one"
         )
@@ -63,13 +63,11 @@ def message_of(item: ErrorDetails) -> str:
     return _IN_WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
 
 
-def _repeated_key(
-    node: yaml.Node | None, seen_nodes: frozenset[int] = frozenset()
-) -> yaml.ScalarNode | None:
+def _repeated_key(node: yaml.Node | None, seen_nodes: set[int]) -> yaml.ScalarNode | None:
     """Return the first key that stands twice in one mapping; YAML itself would keep the last one."""
-    if id(node) in seen_nodes:  # an alias of what it is itself in
+    if id(node) in seen_nodes:  # an alias, maybe of what it is itself in
         return None
-    seen_nodes |= {id(node)}
+    seen_nodes.add(id(node))
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()

@@ -28,7 +28,6 @@ TRACKERS = ("tensorboard", "mlflow")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Other customary names; what is written has the full ones."""
 
-
 MAX_LEARNING_RATE = 1e30
 """What an optimizer makes of it has to be a float32, which ends at 3e38."""
 
@@ -110,7 +109,10 @@ class RunConfig(BaseModel):
         """Refuse true and false where pydantic would take them for 1 and 0."""
         is_switch = cls.model_fields[str(info.field_name)].annotation is bool
         if isinstance(value, bool) and not is_switch:
-            raise ValueError(f"{str(value).lower()} means nothing here")
+            raise ValueError(
+                f"{str(value).lower()} means nothing here (YAML reads yes, no, on and off so, too; put "
+                "texts in quotes)"
+            )
         return value
 
     @field_validator("blueprints", "track", mode="before")
@@ -226,7 +228,9 @@ def with_full_path(url: str) -> str:
     if scheme == "file" and path and not path.startswith("/"):
         return Path(unquote(path)).absolute().as_uri()
     file, mark, options = path.removeprefix("///").partition("?")
-    is_relative = path.startswith("///") and file and not file.startswith(("/", ":memory:"))
+    is_relative = (
+        path.startswith("///") and file and not file.startswith(("/", ":memory:", "file:"))
+    )
     if scheme.startswith("sqlite") and is_relative:
         return f"{scheme}{colon}///{Path(file).absolute()}{mark}{options}"
     return url
@@ -236,7 +240,7 @@ def _public_tracker(tracker: str) -> str:
     kind, target = parse_tracker(tracker)
     if target is None:
         return kind
-    if kind == "tensorboard":
+    if kind == "tensorboard" or (":" not in target and target != "databricks"):
         return f"{kind}:{Path(target).absolute()}"
     return f"{kind}:{with_full_path(without_password(target))}"
 

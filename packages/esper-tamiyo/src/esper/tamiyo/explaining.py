@@ -232,7 +232,7 @@ def _end(story: Story) -> Iterator[str]:
     since = story.attempts[-1].ended if story.attempts else 0
     if story.attempts and (later := list(_waits([d for d in waits if d.epoch >= since]))):
         yield "Why no more:"
-        if len(later) > MAX_REASONS:
+        if len(later) > MAX_REASONS + 1:  # one line for one reason would save nothing
             between = plural(len(later) - MAX_REASONS, "reason")
             later[MAX_REASONS - 1 : -1] = [f"… {between} between …"]
         yield from (f"  {said}" for said in later)

@@ -11,6 +11,8 @@ It needs the run's folder only, not the data, unless the host is a function of t
 import shutil
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from esper.contracts import (
     ConfigError,
     EsperError,
@@ -87,16 +89,22 @@ def export_run(run: Path, to: Path, *, onnx: bool = False, averaged: bool = Fals
             write_encoding(to, task.encoding)
         files = sorted(path for path in to.iterdir() if path.is_file())
         hashes = {path.name: sha256_hex(path.read_bytes()) for path in files}
-        card = model_card(
-            config,
-            facts,
-            task.encoding,
-            summary,
-            hashes,
-            undecided,
-            damage=damage_of(run, summary),
-            averaged=averaged,
-        )
+        try:
+            card = model_card(
+                config,
+                facts,
+                task.encoding,
+                summary,
+                hashes,
+                undecided,
+                damage=damage_of(run, summary),
+                averaged=averaged,
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ConfigError(
+                f"{run / 'summary.json'} is not what this version of Esper writes "
+                f"({type(error).__name__}: {error})"
+            ) from error
         (to / CARD).write_text(card, encoding="utf-8")
     except BaseException:
         for path in to.iterdir():

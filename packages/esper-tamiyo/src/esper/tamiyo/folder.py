@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from esper.contracts import ConfigError, NotFoundError, utc_now
-from esper.tamiyo.config import RunConfig
+from esper.contracts import ConfigError, NotFoundError, load_yaml, utc_now
+from esper.tamiyo.config import RunConfig, override
 
 _PARTIAL = ".partial"
 CHECKPOINTS = "checkpoints"
@@ -166,11 +166,28 @@ def _is_complete(path: Path) -> bool:
         ) from error
 
 
+def keep_changed_config(folder: RunFolder, config: RunConfig) -> Path | None:
+    """Copy the run's `config.yaml`, which is written anew, if it says something else than `config`.
+
+    Returns:
+        The copy; None where nothing was changed.
+
+    """
+    path = folder.path / "config.yaml"
+    if not path.is_file():
+        return None
+    with suppress(ConfigError):
+        written = override(load_yaml(path, RunConfig), {"out": config.out})
+        if written.public() == config.public():
+            return None
+    return Path(shutil.copyfile(path, path.with_name("config-changed.yaml")))
+
+
 def _say_what_is_left(folder: RunFolder, error: BaseException) -> None:
     if folder.keep:
         error.add_note(f"what was trained before that is in {folder.final_path}")
     elif folder.can_go_on:
-        error.add_note(f"go on from the last checkpoint: tamiyo resume {folder.final_path}")
+        error.add_note(f"go on from the last checkpoint: {resume_command(folder.final_path)}")
 
 
 @contextmanager

@@ -9,18 +9,23 @@ def what_will_not_grow(controller: Tamiyo, epochs: int) -> str | None:
     """Return what a policy means to grow and will not in `epochs` epochs, and why; None if all may."""
     policy = controller.policy
     if isinstance(policy, Scripted):
-        return _not_at_hand(policy, controller)
+        return _not_at_hand(policy, controller, epochs)
     return _too_late(policy, controller, epochs) if isinstance(policy, Growing) else None
 
 
-def _not_at_hand(policy: Scripted, controller: Tamiyo) -> str | None:
+def _not_at_hand(policy: Scripted, controller: Tamiyo, epochs: int) -> str | None:
     missing = policy.without_kernel(controller.kernels)
-    if not missing:
-        return None
-    return (
-        f"the script grows what this run has no kernel for, and leaves out: {', '.join(missing)}; "
-        "another version of Esper or blueprints of its own (--blueprint) made those"
-    )
+    if missing:
+        return (
+            f"the script grows what this run has no kernel for, and leaves out: {', '.join(missing)}; its "
+            "run had a host of another width, blueprints of its own (--blueprint), or another Esper"
+        )
+    last = max(policy.script, default=0)
+    if last >= epochs:
+        return (
+            f"the script grows until epoch {last + 1}, and this run has {plural(epochs, 'epoch')}"
+        )
+    return None
 
 
 def _too_late(policy: Growing, controller: Tamiyo, epochs: int) -> str | None:

@@ -116,7 +116,7 @@ class Memory(Contract):
     kernels: tuple[CompiledKernelArtifact, ...]
     history: tuple[KnownEpoch, ...]
     seeds: tuple[KnownTrial, ...]
-    """Those that are not dormant."""
+    """Those that are on trial."""
     events: tuple[SeedEvent, ...]
     field_reports: tuple[FieldReport, ...]
     warmup: dict[str, int] | None = None

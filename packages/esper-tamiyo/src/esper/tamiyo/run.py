@@ -23,7 +23,6 @@ from esper.contracts import (
     NotFoundError,
     SystemStatePacket,
     load_settings,
-    load_yaml,
     read_blueprint,
     trace_context,
 )
@@ -37,7 +36,14 @@ from esper.tamiyo.controller import Tamiyo
 from esper.tamiyo.diverging import RATE_SHARE, DivergedError, LossNotFiniteError, Setback, advice
 from esper.tamiyo.environment import describe_environment, describe_layers
 from esper.tamiyo.epochs import Learner, epochs, make_learner
-from esper.tamiyo.folder import LOG, RunFolder, reopened_folder, resume_command, run_folder
+from esper.tamiyo.folder import (
+    LOG,
+    RunFolder,
+    keep_changed_config,
+    reopened_folder,
+    resume_command,
+    run_folder,
+)
 from esper.tamiyo.foreseeing import what_will_not_grow
 from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
@@ -103,26 +109,15 @@ def resume(path: Path, ui: Ui) -> RunRecord:
             config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
             for problem in problems:
                 ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
-            if _was_changed(folder.path / "config.yaml", config):
+            if kept := keep_changed_config(folder, config):
                 ui.say(
-                    "[yellow]note[/]   config.yaml was changed since the run began, which goes on as it "
-                    "began; for another run: train --config FILE"
+                    "[yellow]note[/]   config.yaml was changed since this run began; the run goes on with "
+                    f"what it was told at first, and the changed file is kept as {kept.name}, for another run"
                 )
             ui.say(f"going on with {folder.final_path} {_where(place, config)}")
             record = _run(config, folder, ui, stop, slot=slot, place=place)
         ui.result(record, folder.final_path)
     return record
-
-
-def _was_changed(path: Path, config: RunConfig) -> bool:
-    """Tell whether a file that a run wrote says something else than what it was told, wherever it is now."""
-    if not path.is_file():
-        return False
-    try:
-        written = load_yaml(path, RunConfig)
-    except ConfigError:
-        return True
-    return override(written, {"out": config.out}).public() != config.public()
 
 
 def _where(place: Place, config: RunConfig) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from esper.contracts import ConfigError, SeedBed
 from esper.tamiyo.averaging import averaged_weights
 from esper.tamiyo.epochs import Learner
-from esper.tamiyo.folder import RunFolder
+from esper.tamiyo.folder import RunFolder, resume_command
 from esper.tamiyo.summary import RunRecord, summarise
 
 AVERAGED = "ema"
@@ -77,7 +77,7 @@ def save_summary(folder: RunFolder, record: RunRecord) -> None:
     except OSError as error:
         raise ConfigError(
             f"summary and report could not be saved in {folder.final_path}: {_reason(error)}; make room, "
-            f"then `tamiyo resume {folder.final_path}` writes them"
+            f"then `{resume_command(folder.final_path)}` writes them"
         ) from error
 
 

@@ -7,7 +7,7 @@ hash-chained). Of a log that was damaged the whole lines before the damage are t
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from esper.contracts import (
     Action,
     AdaptationSignal,
+    ChainedEvent,
     ChainError,
     CompiledKernelArtifact,
     ConfigError,
@@ -33,7 +34,7 @@ from esper.contracts import (
 from esper.contracts.words import type_of
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.diverging import Setback
-from esper.tamiyo.folder import CHECKPOINTS, LOG
+from esper.tamiyo.folder import CHECKPOINTS, LOG, resume_command
 from esper.tamiyo.summary import Layer, Point, Training
 from esper.tamiyo.verdict import Figures
 
@@ -138,7 +139,7 @@ def read_story(folder: Path) -> Story:
     if not folder.is_dir():
         if folder.with_name(f".{folder.name}.partial").is_dir():
             raise NotFoundError(
-                f"the run {folder} has not come to its end; tamiyo resume {folder} goes on with it"
+                f"the run {folder} has not come to its end; {resume_command(folder)} goes on with it"
             )
         raise NotFoundError(f"there is no run folder {folder}; give one, for example runs/ID")
     summary = read_json(folder, "summary.json")
@@ -165,9 +166,13 @@ def read_story(folder: Path) -> Story:
 
 def damage_of(folder: Path, summary: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the record of the run that `summary` tells of; None if it is whole."""
-    return _damage_of(
-        folder, lambda: deque(read_chain(folder / LOG, head=summary["events_head"]), maxlen=0)
-    )
+    return _damage_of(folder, lambda: deque(_events(folder, summary), maxlen=0))
+
+
+def _events(folder: Path, summary: Mapping[str, Any]) -> Iterator[ChainedEvent]:
+    """Yield what is on record, to the end that the summary knows; a run that was stopped may have gone on."""
+    head = None if summary.get("interrupted") else summary.get("events_head")
+    return read_chain(folder / LOG, head=head or None)
 
 
 def _damage_of(folder: Path, read: Callable[[], object]) -> str | None:
@@ -176,7 +181,7 @@ def _damage_of(folder: Path, read: Callable[[], object]) -> str | None:
     except FileNotFoundError:
         return f"{folder / LOG} is missing"
     except (ChainError, ValidationError, OSError) as error:
-        return str(error)
+        return " ".join(str(error).split())
     return None
 
 
@@ -192,14 +197,14 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise NotFoundError(
             f"{folder} has no {name}: it is no run folder, or its run did not come to an end; then "
-            f"`tamiyo resume {folder}` goes on with it"
+            f"`{resume_command(folder)}` goes on with it"
         )
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         way = "restore a copy"
         if name == "summary.json" and (folder / CHECKPOINTS).is_dir():
-            way = f"`tamiyo resume {folder}` writes it again"
+            way = f"`{resume_command(folder)}` writes it again"
         raise ConfigError(f"{path} is no JSON ({error}); it was damaged: {way}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type_of(content)}; expected an object")
@@ -229,7 +234,7 @@ def _lost(point: dict[str, Any]) -> dict[str, float]:
 
 def _read_events(folder: Path, story: Story) -> None:
     open_attempts: dict[SeedId, Attempt] = {}
-    for event in read_chain(folder / LOG):
+    for event in _events(folder, story.summary):
         match event.kind:
             case "kernel":
                 kernel = CompiledKernelArtifact.model_validate(event.data)

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class MlflowTracker:
             if experiment is not None
             else self._client.create_experiment(name)
         )
-        same = self._client.search_runs([number], f"tags.`{RUN_ID}` = '{run_id}'", max_results=1)
+        quote = '"' if "'" in run_id else "'"
+        wanted = f"tags.`{RUN_ID}` = {quote}{run_id}{quote}"
+        same = self._client.search_runs([number], wanted, max_results=1)
         if same:
             self._go_on(same[0].info.run_id)
             return
@@ -77,16 +79,15 @@ class MlflowTracker:
     def epoch(self, label: str, point: Point, packet: SystemStatePacket | None) -> None:
         """Log the figures in one request, and the decisions so far where there is a new one."""
         self._log(label, curve_figures(point), step=point.epoch)
-        new = decided(packet) if packet is not None else []
-        if new:
+        if packet is not None:
             # What was decided from here on, before the run was stopped or went back, is decided anew.
-            before = [line for line in self._decisions if _epoch_of(line) <= point.epoch]
-            self._decisions = before + [f"epoch {point.epoch + 1}: {line}" for line in new]
-            text = "\n".join(self._decisions) + "\n"
-            self._client.log_text(self._run, text, DECISIONS)
+            self._decide_anew(
+                point.epoch, [f"epoch {point.epoch + 1}: {line}" for line in decided(packet)]
+            )
 
     def end(self, record: RunRecord) -> None:
         """Log the final figures, keep the report, and say how the run ended."""
+        self._decide_anew(len(record.grown.curve))
         for label, training in trainings(record).items():
             self._log(label, final_figures(training), step=len(training.curve))
         self._client.set_tag(self._run, "esper.weights_sha256", record.weights_sha256)
@@ -98,6 +99,14 @@ class MlflowTracker:
         """End the run as failed, unless it has ended."""
         if self._run is not None:
             self._terminate("FAILED")
+
+    def _decide_anew(self, epochs: int, new: Sequence[str] = ()) -> None:
+        """Keep what was decided in so many epochs and then `new`, if that is not what there is."""
+        before = [line for line in self._decisions if _epoch_of(line) <= epochs]
+        if new or len(before) < len(self._decisions):
+            self._decisions = [*before, *new]
+            text = "".join(f"{line}\n" for line in self._decisions)
+            self._client.log_text(self._run, text, DECISIONS)
 
     def _go_on(self, run: str) -> None:
         """Open a run of MLflow again, and read the decisions that it keeps."""

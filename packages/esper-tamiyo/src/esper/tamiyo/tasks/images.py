@@ -6,7 +6,7 @@ Shapes: C channels, H height, W width.
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, override
 
@@ -28,6 +28,7 @@ IN_MEMORY_BYTES = 10**9
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _CONTENTS = "one folder of images for each class, for example cats/1.png and dogs/1.png"
 _MIN_IMAGES = 10
+_SHOWN = 5
 _GREY = ("1", "L")
 _GREY_OF_16_BITS = ("I;16", "I;16B", "I;16L", "I")
 """What Pillow calls 16 bits for each pixel, as PNG has them; "I" in its older versions."""
@@ -91,12 +92,12 @@ def images(source: Source) -> Task:
 
 def _further_down(folder: Path) -> str:
     """Say where folders of classes are that stand one folder further down."""
-    below = [
-        part.name
-        for part in sorted(folder.iterdir())
-        if part.is_dir() and any(path.is_dir() and _files(path) for path in part.iterdir())
-    ]
-    if not below:
+    below: list[str] = []
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        with suppress(OSError):  # what cannot be read is not what was meant
+            if any(path.is_dir() and _files(path) for path in part.iterdir()):
+                below.append(part.name)
+    if not below or len(below) > _SHOWN:
         return ""
     return (
         f"; there are some in {', '.join(below)}: give one of these with --data (what is kept for decisions "

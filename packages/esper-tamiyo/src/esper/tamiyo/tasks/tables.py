@@ -34,7 +34,7 @@ NUM_PARTS = 3
 _MIN_ROWS = 20
 _SHOWN = 5
 _MISSING_WORD = "(missing)"
-_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
+_DATE = re.compile(r"(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4})([ T].*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,8 @@ def _feature(cells: Cells, name: str, train_rows: Sequence[int]) -> _Made:
         middle = statistics.median(number / unit for number in known) * unit
         filled = [middle if number is None else number for number in numbers]
         if len({filled[row] for row in train_rows}) < 2:
-            return _Made(note=f"column {name!r} was left out: it is {middle:g} in all train rows")
+            rows = "all train rows that have it" if num_missing else "all train rows"
+            return _Made(note=f"column {name!r} was left out: it is {middle:.10g} in {rows}")
         column, said, scaling = _scaled(cells, name, filled, train_rows)
         gaps = f"; {num_missing} missing values became the median, {middle:g}"
         return _Made(
@@ -236,7 +237,7 @@ def _feature(cells: Cells, name: str, train_rows: Sequence[int]) -> _Made:
 
 def _hint(words: Sequence[str]) -> str:
     """Say what to do with words that are dates."""
-    if not all(word == _MISSING_WORD or _DATE.match(word) for word in words):
+    if not all(word == _MISSING_WORD or _DATE.fullmatch(word) for word in words):
         return ""
     return "; if they are dates, give them as numbers, for example days since the first"
 
