@@ -44,7 +44,7 @@ def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(RuntimeError, match="the lights went out") as caught:
         run(_config(folder), _DiesAt(8))
     (left,) = (folder / "runs").iterdir()
-    assert "go on from the last checkpoint: tamiyo resume" in str(caught.value.__notes__)
+    assert "esper-tamiyo tamiyo resume " in str(caught.value.__notes__)
     return left
 
 
