@@ -109,11 +109,6 @@ def resume(path: Path, ui: Ui) -> RunRecord:
             config = override(RunConfig(), place.config | {"out": folder.final_path.parent})
             for problem in problems:
                 ui.say(f"[yellow]note[/]   an older checkpoint is used: {escape(problem)}")
-            if kept := keep_changed_config(folder, config):
-                ui.say(
-                    "[yellow]note[/]   config.yaml was changed since this run began; the run goes on with "
-                    f"what it was told at first, and the changed file is kept as {kept.name}, for another run"
-                )
             ui.say(f"going on with {folder.final_path} {_where(place, config)}")
             record = _run(config, folder, ui, stop, slot=slot, place=place)
         ui.result(record, folder.final_path)
@@ -255,6 +250,11 @@ def _train(
             else:
                 where = {"epoch": place.epoch, "batches": place.batches}
                 log.append("resumed", where | {"data_changed": data_changed})
+            if kept := keep_changed_config(folder, config):
+                ui.say(
+                    "[yellow]note[/]   config.yaml was changed since this run began; the run goes on with "
+                    f"what it was told at first, and the changed file is kept as {kept.name}, for another run"
+                )
             folder.write_text(
                 "config.yaml", config.to_yaml()
             )  # to begin again, if all else is lost
