@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tracking_factory import (
 
 from esper.tamiyo.config import override
 from esper.tamiyo.folder import RunFolder
-from esper.tamiyo.tracking import tracking
+from esper.tamiyo.tracking import Tracker, tracking
 
 mlflow: Any = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
 
@@ -65,6 +66,19 @@ def only_run(uri: str | None = None, experiment: str = "esper") -> tuple[Any, An
     found = client.get_experiment_by_name(experiment)
     (run,) = client.search_runs([found.experiment_id])
     return client, run
+
+
+def tracked_on(folder: Path) -> AbstractContextManager[Tracker]:
+    """Go on with the run that `track` began in `folder`."""
+    config = override(CONFIG, {"track": ("mlflow",)})
+    return tracking(config, RunFolder("run", folder / "runs"), pytest.fail)
+
+
+def kept_decisions(folder: Path) -> str:
+    client, run = only_run()
+    (folder / "kept").mkdir()
+    path = client.download_artifacts(run.info.run_id, "decisions.txt", str(folder / "kept"))
+    return Path(path).read_text()
 
 
 def test_one_run_holds_the_curves_of_both_trainings(track: Callable[..., list[str]]) -> None:
@@ -129,16 +143,11 @@ def test_what_is_decided_anew_takes_the_place_of_what_was(
     track: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     track(how="fails")
-    folder = RunFolder("run", tmp_path / "runs")
-    config = override(CONFIG, {"track": ("mlflow",)})
-    with tracking(config, folder, pytest.fail) as tracker:
+    with tracked_on(tmp_path) as tracker:
         tracker.epoch("grown", point(GREW_AT), packet(GREW_AT))
         later = packet(GREW_AT).model_copy(update={"epoch": GREW_AT + 1})
         tracker.epoch("grown", point(GREW_AT + 1), later)
-    client, run = only_run()
-    (tmp_path / "kept").mkdir()
-    kept = client.download_artifacts(run.info.run_id, "decisions.txt", str(tmp_path / "kept"))
-    assert Path(kept).read_text().splitlines() == [
+    assert kept_decisions(tmp_path).splitlines() == [
         f"epoch {number}: grow layer fc: {REASON}" for number in (GREW_AT + 1, GREW_AT + 2)
     ]
 
@@ -147,14 +156,9 @@ def test_what_an_abandoned_epoch_decided_is_struck_though_nothing_else_is(
     track: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     track(how="fails")
-    folder = RunFolder("run", tmp_path / "runs")
-    config = override(CONFIG, {"track": ("mlflow",)})
-    with tracking(config, folder, pytest.fail) as tracker:
+    with tracked_on(tmp_path) as tracker:
         tracker.epoch("grown", point(GREW_AT), packet(GREW_AT + 1))  # which decides nothing
-    client, run = only_run()
-    (tmp_path / "kept").mkdir()
-    kept = client.download_artifacts(run.info.run_id, "decisions.txt", str(tmp_path / "kept"))
-    assert Path(kept).read_text() == ""
+    assert kept_decisions(tmp_path) == ""
 
 
 def test_without_accuracy_there_is_no_curve_of_it(track: Callable[..., list[str]]) -> None:
