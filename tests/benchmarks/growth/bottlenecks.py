@@ -17,7 +17,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +36,7 @@ NARROW = 8
 STEPS_PER_EPOCH = 400
 EPOCHS = 20
 LEARNING_RATE = 2e-3
+SENSORS, SENSOR_NOISE = 2048, 0.1
 
 POLICIES: Mapping[str, Callable[[int], Policy]] = {
     "gap": lambda _: Gap(),
@@ -59,10 +60,12 @@ def _widths(place: int, width: int, num_layers: int) -> list[int]:
     return [width // NARROW if number == place else width for number in range(num_layers)]
 
 
-def plain_mlp(place: int, norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
-    """Return four hidden layers of 64 and a head: (B, 40) → (B, 10)."""
+def plain_mlp(
+    place: int, norm: Callable[[int], nn.Module] | None = None, inputs: int = 40
+) -> nn.Module:
+    """Return four hidden layers of 64 and a head: (B, inputs) → (B, 10)."""
     layers: list[nn.Module] = []
-    before = 40
+    before = inputs
     for width in _widths(place, 64, 4):
         layers += [nn.Linear(before, width), norm(width) if norm else nn.Identity(), nn.ReLU()]
         before = width
@@ -120,6 +123,23 @@ class Transformer(nn.Module):
 
 
 @cache
+def many_inputs() -> Problem:
+    """Return the signals of MNIST-1D seen by many noisy sensors, each at a random mixture of positions."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(40, SENSORS, generator=generator) / 40**0.5
+    problem = conv()
+
+    def look(data: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        sensed = data[0] @ seen
+        return sensed + SENSOR_NOISE * torch.randn(sensed.shape, generator=generator), data[1]
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return look(problem.batch(generator), generator)
+
+    return replace(problem, batch=batch, validation=look(problem.validation, generator))
+
+
+@cache
 def _num_tokens() -> int:
     (embedding,) = (m for m in language_model().host().modules() if isinstance(m, Embedding))
     return embedding.token.num_embeddings
@@ -132,6 +152,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "MLP, BatchNorm": Family(
         build=lambda n: plain_mlp(n, nn.BatchNorm1d), narrow=lambda n: f"{3 * n}", num_places=4
+    ),
+    "MLP, 2,048 inputs": Family(
+        build=lambda n: plain_mlp(n, inputs=SENSORS),
+        narrow=lambda n: f"{3 * n}",
+        num_places=4,
+        problem=many_inputs,
     ),
     "conv net": Family(build=conv_net, narrow=lambda n: f"{1 + 2 * n}", num_places=4),
     "residual net": Family(build=residual_net, narrow=lambda n: f"{1 + n}.up", num_places=4),

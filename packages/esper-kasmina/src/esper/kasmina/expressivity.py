@@ -10,6 +10,7 @@ convolutions), `C` inputs of one row within a group (with a 1 for the bias).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, cast
 
 import torch
@@ -43,6 +44,22 @@ def trial_units(num_read: int) -> Tensor:
     generator = torch.Generator().manual_seed(num_read)
     shape = (num_read, NUM_TRIAL_UNITS)
     return torch.randn(shape, generator=generator, dtype=torch.float64) / num_read**0.5
+
+
+MOST_READ = 256
+"""Numbers that new units are tried on. The cost grows with the square of them."""
+
+
+@lru_cache(maxsize=32)
+def sketch(num_read: int) -> Tensor:
+    """Return directions `(num_read, MOST_READ)` that stand for more inputs than new units are tried on.
+
+    Random ones keep the lengths of what they are applied to, nearly, and so what inputs that vary together,
+    as pixels do, can follow (Johnson & Lindenstrauss 1984; Drineas et al. 2011, "Faster least squares
+    approximation"). What only single inputs out of thousands know is underrated. The same at every call.
+    """
+    generator = torch.Generator().manual_seed(num_read)
+    return torch.randn(num_read, MOST_READ, generator=generator) / MOST_READ**0.5
 
 
 @dataclass(frozen=True)

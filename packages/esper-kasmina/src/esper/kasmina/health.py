@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import SiteKind
-from esper.kasmina.expressivity import NUM_TRIAL_UNITS, ExpressivityGap, trial_units
+from esper.kasmina.expressivity import (
+    MOST_READ,
+    NUM_TRIAL_UNITS,
+    ExpressivityGap,
+    sketch,
+    trial_units,
+)
 from esper.kasmina.rows import (
     NUM_VARIANTS,
     ROWS_PER_SAMPLE,
@@ -68,7 +74,7 @@ class _Sample:
     of its number of rows makes the mean over rows of squared norms the mean over elements.
     """
     g: Tensor | None = None  # (R, D)
-    beside: Tensor | None = None  # (R, X), what new units of the layer before would read
+    beside: Tensor | None = None  # (R, X), what new units of the layer before would be tried on
 
 
 class HealthSampler:
@@ -85,6 +91,7 @@ class HealthSampler:
         "_kind",
         "_layer",
         "_num_beside",
+        "_num_read",
         "_num_samples",
         "_pull",
         "_reach",
@@ -97,7 +104,8 @@ class HealthSampler:
         """`num_read` are the features that new units of the layer before would read; 0 elsewhere."""
         self._kind = kind
         self._reach = reach_of(kind, num_read)
-        width = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
+        self._num_read = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
+        width = min(self._num_read, MOST_READ)
         self._units = trial_units(width) if width else None
         self._num_beside = width + NUM_TRIAL_UNITS if width else 0
         self._layer = layer
@@ -134,6 +142,8 @@ class HealthSampler:
         read = None
         if beside is not None and len(features_last(beside, self._kind)) == rows.leading[0]:
             read = windows_of(beside, self._kind, rows, self._reach)
+            if self._num_read > MOST_READ:
+                read = read @ sketch(self._num_read).to(read)
         self._samples.append(_Sample(rows.of(values), made_from, scale, beside=read))
         self._rows = rows
 
@@ -183,12 +193,13 @@ class HealthSampler:
         """Go on from what `state_dict` returned."""
         self._num_samples = state["num_samples"]
         self._batch_samples = state.get("batch_samples", 0)
-        self._samples = [_Sample(*values) for values in state["samples"]]
+        samples = [_Sample(*values) for values in state["samples"]]
+        self._samples = [sample for sample in samples if self._is_current(sample)]
         self._rows = None
         self._features = _Features(**state["features"]) if state["features"] else None
         self._pull = _Pull(**state["pull"]) if state["pull"] else None
         self._gap = None
-        # Sums of an older version have other columns.
+        # Sums of an older version have other columns; see `_fold` also.
         if state["gap"] is not None and "batch_samples" in state:
             self._gap = ExpressivityGap()
             self._gap.load_state_dict(state["gap"])
@@ -209,9 +220,14 @@ class HealthSampler:
         self._pull = pull if self._pull is None else self._pull.with_more(pull)
         pairs = [(_double(inputs), wanted) for inputs, wanted in pulled if inputs is not None]
         if pairs:
-            self._gap = self._gap or ExpressivityGap()
             inputs, wanted = zip(*pairs, strict=True)
+            if self._gap is None or self._gap.num_columns != inputs[0].shape[2]:
+                self._gap = ExpressivityGap()
             self._gap.add(torch.cat(inputs), torch.cat(wanted))
+
+    def _is_current(self, sample: _Sample) -> bool:
+        """Tell whether a sample is one of this version: older ones kept all that is read."""
+        return sample.beside is None or sample.beside.shape[1] == self._num_beside - NUM_TRIAL_UNITS
 
     def _regressors(self, sample: _Sample) -> Tensor | None:
         """Return the layer's inputs `(R, G, C)`, then what new units before it would read and could be."""
