@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,3 @@ def lives_without_esper() -> dict[str, str]:
         [sys.executable, str(program)], check=True, capture_output=True, text=True
     )
     return json.loads(done.stdout)
-
-
-@pytest.fixture
-def no_fast_path() -> Generator[None]:
-    """Encoder layers carry seeds only without the fast path of their evaluation."""
-    torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(True)

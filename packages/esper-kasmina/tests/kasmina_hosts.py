@@ -290,7 +290,6 @@ def plain_life(host: Host) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    torch.backends.mha.set_fastpath_enabled(False)
     print(json.dumps({name: plain_life(HOSTS[name]) for name in sys.argv[1:] or HOSTS}))
     assert not any(name.startswith("esper") for name in sys.modules)
 

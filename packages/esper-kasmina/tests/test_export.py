@@ -426,7 +426,6 @@ def test_exports_in_the_middle_leave_training_as_it_was(name: str, tmp_path: Pat
     assert run(exporting=True) == run(exporting=False)
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ["mlp", "batch_norm", "gru", "attention", "encoder", "chunks"])
 def test_grafts_are_traced_by_the_strict_tracer_too(name: str) -> None:
     """Users may trace a model that carries seeds themselves."""

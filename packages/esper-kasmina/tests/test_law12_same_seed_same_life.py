@@ -24,7 +24,6 @@ def whole_life(name: str) -> tuple[str, list[HealthSignal]]:
     return digest(bed.model, optimizer, losses), list(bed.end_epoch(0))
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_two_lives_of_one_seed_are_one(name: str) -> None:
     assert whole_life(name) == whole_life(name)

@@ -69,7 +69,6 @@ def test_unwrap_leaves_no_trace_of_dormant_seeds() -> None:
     wrap(model)
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_no_kind_of_host_notices_dormant_seeds(
     name: str, lives_without_esper: dict[str, str]
@@ -80,7 +79,6 @@ def test_no_kind_of_host_notices_dormant_seeds(
     assert bed.end_epoch(0)[0].num_rows > 0
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_evaluation_is_bit_identical_with_seeds_and_after_unwrapping(name: str) -> None:
     host = HOSTS[name]

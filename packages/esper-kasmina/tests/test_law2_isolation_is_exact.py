@@ -145,7 +145,6 @@ def test_a_seed_learns_the_same_whether_or_not_the_next_operation_is_in_place() 
     assert finals[0] == finals[1]
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("change", [None, explode], ids=["healthy", "exploding"])
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_no_kind_of_host_notices_a_training_seed(

@@ -41,7 +41,6 @@ def scale(output: torch.Tensor) -> float:
     return float(output.detach().abs().max().clamp(min=1.0))
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_a_fresh_graft_at_full_alpha_leaves_the_output_of_every_kind_of_host(name: str) -> None:
     host = HOSTS[name]

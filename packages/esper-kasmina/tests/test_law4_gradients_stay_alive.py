@@ -78,7 +78,6 @@ def test_a_frozen_kernel_does_not_move_but_lets_gradients_through() -> None:
     assert bed.num_parameters() == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_every_kind_of_host_keeps_all_its_gradients(name: str) -> None:
     host, bed, optimizer = bed_of(name)

@@ -32,7 +32,7 @@ from torch.optim import lr_scheduler as schedules
 from esper.contracts import HostError, SeedState
 from esper.kasmina import load, wrap
 
-pytestmark = [pytest.mark.usefixtures("no_fast_path"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 S = SeedState
 

@@ -30,7 +30,7 @@ from esper.contracts import BlueprintIR, HostError, SeedState
 from esper.kasmina import wrap
 from esper.kasmina.undo import World
 
-pytestmark = [pytest.mark.usefixtures("no_fast_path"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 S = SeedState
 

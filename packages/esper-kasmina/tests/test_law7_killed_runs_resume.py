@@ -49,7 +49,7 @@ from esper.contracts import (
 )
 from esper.kasmina import Bed, files, load, wrap
 
-pytestmark = [pytest.mark.usefixtures("no_fast_path"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 S = SeedState
 

@@ -77,7 +77,6 @@ def test_a_model_saved_in_any_state_comes_back(
         ].model_dump(exclude={"is_ready_for_transition"})
 
 
-@pytest.mark.usefixtures("no_fast_path")
 @pytest.mark.parametrize("name", ALL_HOSTS)
 def test_every_kind_of_host_comes_back_without_an_example(name: str, tmp_path: Path) -> None:
     host, bed, optimizer = bed_of(name)

@@ -102,16 +102,43 @@ def test_layers_that_are_never_called_carry_no_seed() -> None:
         plan(Attention(), ["mix.out_proj"]).check()
 
 
-def test_the_fast_path_of_an_encoder_layer_is_respected() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3))
+def test_encoder_layers_and_what_is_within_them_carry_seeds() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), encoder(), nn.Linear(8, 3))
+    inner = [f"1.layers.0.{name}" for name in ("self_attn", "linear1", "linear2")]
+    assert names(model) == ["0", *inner, "1.layers.0"]
+    example = torch.zeros(4, 5, 6)
+    found = plan(model, example=example, widen=True).sites
+    assert "1" not in [site.name for site in found]  # where its last layer is one
+    assert [(s.name, s.widens) for s in found if s.widens] == [(inner[2], inner[1])]
+
+
+def test_an_encoder_layer_that_holds_the_output_is_left_out() -> None:
+    found = plan(nn.Sequential(nn.Linear(6, 8), encoder()))
+    assert [site.name for site in found.sites] == [
+        "0",
+        "1.layers.0.self_attn",
+        "1.layers.0.linear1",
+    ]
+    assert any("1.layers.0 holds the output head" in line for line in found.refused)
+
+
+def test_a_fast_path_that_passes_hooks_by_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def passes_by(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr("esper.kasmina.refusals._fast_path_heeds_hooks", passes_by)
+    model = nn.Sequential(nn.Linear(6, 8), encoder(), nn.Linear(8, 3))
     assert names(model) == ["0"]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        assert names(model) == ["0", "1"]
-        assert names(model, "1.linear*") == ["1.linear1", "1.linear2"]
+        assert "1.layers.0.linear1" in names(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 1)
 
 
 def test_shared_layers_carry_no_seed() -> None:

@@ -217,6 +217,16 @@ def test_tokens_that_look_both_ways_are_known_in_every_shape_that_shows_them(sha
     assert found == [("embed", SiteKind.SEQUENCE, 8)]
 
 
+def test_outputs_whose_sum_says_nothing_show_both_ways_too() -> None:
+    class Shaped(Language):
+        def forward(self, ids: Tensor) -> Any:
+            scores = super().forward(ids)[..., :8]
+            return scores - scores.mean(dim=-1, keepdim=True)  # as a norm's, it sums to zero
+
+    assert kinds(Shaped(causal=False), IDS, "embed") == [("embed", SiteKind.SEQUENCE, 8)]
+    assert kinds(Shaped(causal=True), IDS, "embed") == [("embed", SiteKind.CAUSAL_SEQUENCE, 8)]
+
+
 def test_each_side_of_an_encoder_and_decoder_has_its_own_kind() -> None:
     class Translation(nn.Module):
         def __init__(self) -> None:

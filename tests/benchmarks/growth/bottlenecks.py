@@ -122,6 +122,27 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.blocks(self.embed(tokens))))
 
 
+class Encoder(nn.Module):
+    """Three of torch's encoder layers of 32 over ten tokens of four positions: (B, 40) → (B, 10)."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 32)
+        self.mark = nn.Embedding(10, 32)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(32, 4, hidden, dropout=0.0, batch_first=True)
+            for hidden in _widths(place, 128, 3)
+        )
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        h = self.embed(x.unflatten(1, (10, 4))) + self.mark(torch.arange(10))
+        for layer in self.layers:
+            h = layer(h)
+        return self.head(h.mean(dim=1))
+
+
 @cache
 def many_inputs() -> Problem:
     """Return the signals of MNIST-1D seen by many noisy sensors, each at a random mixture of positions."""
@@ -167,6 +188,7 @@ FAMILIES: Mapping[str, Family] = {
         num_places=3,
         problem=language_model,
     ),
+    "torch's encoder": Family(build=Encoder, narrow=lambda n: f"layers.{n}.linear1", num_places=3),
 }
 
 

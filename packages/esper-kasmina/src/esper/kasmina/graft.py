@@ -184,10 +184,9 @@ class SiteHook:
         h = self._features(layer, output, careful=not (compiling or self.grafts))
         if h is None:
             return None
-        for part in self._parts:
-            if part.enabled if isinstance(part, Graft) else learning:
-                beside = part.span.widens
-                h = part(h) if beside is None else part(h, self._read(beside, given, h))
+        if h.is_nested:
+            return self.adapter.put(layer, output, self._with_grafts_by_sample(h, given))
+        h = self._with_parts(h, given, learning=learning)
         if sampling and learning:
             # Once per sampled step, however often the layer is called in it.
             self.sampling = False
@@ -199,6 +198,23 @@ class SiteHook:
                     watcher.look(h, inputs, read)
         # Also when nothing changed: who watches the gradient watches this very tensor.
         return self.adapter.put(layer, output, h)
+
+    def _with_parts(
+        self, h: Tensor, given: Mapping[str, Tensor | None], *, learning: bool
+    ) -> Tensor:
+        for part in self._parts:
+            if part.enabled if isinstance(part, Graft) else learning:
+                beside = part.span.widens
+                h = part(h) if beside is None else part(h, self._read(beside, given, h))
+        return h
+
+    def _with_grafts_by_sample(self, h: Tensor, given: Mapping[str, Tensor | None]) -> Tensor:
+        """Apply the grafts to nested features: torch's encoder evaluates padded batches as such."""
+        samples: list[Tensor] = []
+        for number, sample in enumerate(h.unbind()):
+            of_it = {n: None if x is None else x[number].unsqueeze(0) for n, x in given.items()}
+            samples.append(self._with_parts(sample.unsqueeze(0), of_it, learning=False).squeeze(0))
+        return torch.nested.as_nested_tensor(samples)  # pyright: ignore[reportUnknownMemberType]
 
     def _read(self, beside: str, given: Mapping[str, Tensor | None], h: Tensor) -> Tensor:
         """Return what new units of an earlier layer read."""

@@ -70,9 +70,10 @@ def plan(
         model: the host.
         targets: what to use: qualified names (`encoder.fc1`), globs over them (`blocks.*` for one
             level, `blocks.**` for all below), types, or predicates `(name, module) → bool`. By
-            default every Linear and convolution, recurrent layers, attention and transformer layers
-            as a whole; the last layer, the output head, is left out. With an example also every block of
-            layers in an `nn.Sequential` or `nn.ModuleList` that returns one tensor.
+            default every Linear and convolution, recurrent layers and attention as a whole, torch's
+            transformer layers and those within them; the last layer, the output head, is left out. With an
+            example also every block of layers in an `nn.Sequential` or `nn.ModuleList` that returns one
+            tensor.
         example: inputs of one training batch (a tensor, a tuple of arguments, or a dict of keyword
             arguments), run through a copy of the model. It finds layers that never run, and makes
             sites of blocks of the user's own.
@@ -192,7 +193,11 @@ class _Survey:
             if isinstance(verdicts[name], str):
                 ordered.remove(name)
         if by_default and ordered and not isinstance(verdicts[ordered[-1]], str):
-            verdicts[ordered[-1]] = "is the output head; name it in targets to use it"
+            head = ordered[-1]
+            verdicts[head] = "is the output head; name it in targets to use it"
+            for name in ordered:
+                if head.startswith(f"{name}."):
+                    verdicts[name] = "holds the output head; name it in targets to use it"
         refused = {n: v for n, v in verdicts.items() if isinstance(v, str) and n in ordered}
         problems = [] if by_default else self._problems(named, refused)
         usable = [name for name in ordered if name not in refused]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from esper.contracts.words import type_of
 from esper.kasmina.graft import carries_graft
+from esper.kasmina.undo import RandomState
 
 DEVICES = ("cpu", "cuda")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -93,12 +95,31 @@ class Refusals:
             if (
                 isinstance(outer, nn.TransformerEncoderLayer)
                 and torch.backends.mha.get_fastpath_enabled()
+                and not _fast_path_heeds_hooks()
             ):
                 return (
-                    "is bypassed by the fast path of nn.TransformerEncoderLayer in evaluation; turn "
-                    "that off first with torch.backends.mha.set_fastpath_enabled(False)"
+                    "is bypassed by the fast path of nn.TransformerEncoderLayer in evaluation, which "
+                    "this version of torch takes past hooks too; turn that off first with "
+                    "torch.backends.mha.set_fastpath_enabled(False)"
                 )
         return None
+
+
+@cache
+def _fast_path_heeds_hooks() -> bool:
+    """Tell whether torch's encoder layers call what they are made of where that has a hook."""
+    random_state = RandomState.take()
+    layer = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True).eval()
+    random_state.restore()
+    calls: list[object] = []
+
+    def note(*args: object) -> None:
+        calls.append(args)
+
+    layer.linear1.register_forward_hook(note)
+    with torch.no_grad():
+        layer(torch.zeros(1, 1, 4))
+    return bool(calls)
 
 
 def _shape_of_module(name: str, layer: nn.Module) -> str | None:

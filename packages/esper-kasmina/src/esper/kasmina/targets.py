@@ -16,13 +16,13 @@ from esper.kasmina.adapters import linear_inputs
 type Target = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A qualified name, a glob over such names, a type of layer, or a predicate of name and layer."""
 
-WHOLE: tuple[type[nn.Module], ...] = (
-    nn.RNNBase,
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-)
+WHOLE: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.MultiheadAttention)
 """By default one site each; their inner layers are none."""
+
+TRANSFORMERS: tuple[type[nn.Module], ...] = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""By default one site each, beside those within them."""
+
+_STACKS: tuple[type[nn.Module], ...] = (nn.TransformerEncoder, nn.TransformerDecoder)
 
 PLAIN: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -46,7 +46,7 @@ def defaults(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
             continue
         if isinstance(layer, WHOLE):
             inside = (*inside, f"{name}." if name else "")
-        elif not isinstance(layer, PLAIN) and linear_inputs(layer) is None:
+        elif not isinstance(layer, (*PLAIN, *TRANSFORMERS)) and linear_inputs(layer) is None:
             continue
         seen.add(id(layer))
         found.append(name)
@@ -67,7 +67,7 @@ def blocks(layers: Mapping[str, nn.Module]) -> list[str]:
         if is_within or name in rows or name in plain or name.rpartition(".")[0] not in rows:
             continue
         within = [each for each in plain if each.startswith(f"{name}.")]
-        if within and plain[-1] not in within and not isinstance(layer, WHOLE):
+        if within and plain[-1] not in within and not isinstance(layer, (*WHOLE, *_STACKS)):
             found.append(name)
     return found
 
