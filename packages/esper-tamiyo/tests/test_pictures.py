@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from run_factory import CULLED, record, write_run
 
 from esper.contracts import SeedState
+from esper.contracts.words import place
+from esper.tamiyo.model_picture import draw_model, draw_narrow_model
 from esper.tamiyo.pictures import draw_curve, draw_timeline
 from esper.tamiyo.story import Story, read_story
 
@@ -50,6 +53,24 @@ def test_a_name_gives_way_to_the_next_one_in_its_row(tmp_path: Path) -> None:
     assert earlier.endswith("…")
     assert last.startswith(earlier[:-1])
     assert len(earlier) < len(last)
+
+
+def test_a_narrow_picture_has_what_the_wide_one_has(tmp_path: Path) -> None:
+    story = _story(tmp_path)
+    (attempt,) = story.attempts
+    wide, narrow = draw_model(story), draw_narrow_model(story)
+    for layer in story.layers:
+        assert any(f"layer {layer.name}," in said for said in _said(wide))
+        assert any(f"layer {layer.name}," in said for said in _said(narrow))
+    assert [said for said in _said(wide) if attempt.name in said]
+    below = [said for said in _said(narrow) if attempt.name in said]
+    assert ["removed in epoch" in said for said in below] == [True]
+    assert draw_timeline(story, narrow=True).get_figwidth() < 5
+    assert place(attempt.site) in _said(draw_timeline(story, narrow=True))
+
+
+def _said(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_names_of_states_are_for_people(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from esper.tamiyo.report import PAGE, PICTURES, write_report
 from esper.tamiyo.story import Attempt, read_story
 from esper.tamiyo.summary import Layer, RunRecord, Training, adaptations, summarise
 
+NARROW = ["model", "seeds"]
+
 
 def page(folder: Path, made: RunRecord) -> str:
     write_report(write_run(folder, made))
@@ -56,7 +58,15 @@ def test_every_picture_is_in_the_page_and_beside_it(tmp_path: Path) -> None:
     names = ["accuracy", "flops", "loss", "model", "parameters", "seeds"]
     assert sorted(path.stem for path in (tmp_path / PICTURES).iterdir()) == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / PICTURES).iterdir())
-    assert shown.count("<svg") == len(names)
+    assert shown.count("<svg") == len(names) + len(NARROW)
+
+
+def test_a_phone_has_forms_of_the_wide_pictures_and_words_for_each_cell(tmp_path: Path) -> None:
+    shown = page(tmp_path, record())
+    narrow = re.findall(r'class="on-phone" role="img" aria-label="(\w+)"', shown)
+    assert sorted(narrow) == NARROW
+    row = re.findall(r'<td(?: class="n")? data-is="(\w+)"', shown)
+    assert row[:5] == ["epochs", "place", "block", "parameters", "outcome"]
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:

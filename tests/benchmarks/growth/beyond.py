@@ -175,6 +175,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument(
+        "--hosts",
+        nargs="+",
+        metavar="HOST",
+        choices=[case for group in GROUPS.values() for case in group.cases],
+        help="some of the groups' hosts, by the names in the table",
+    )
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
@@ -187,7 +194,7 @@ def main() -> None:
         for name in arguments.groups:
             group = GROUPS[name]
             seeds = range(group.first_seed, group.first_seed + arguments.seeds)
-            for case in group.cases:
+            for case in (c for c in group.cases if c in (arguments.hosts or group.cases)):
                 running = {
                     rate: [processes.submit(run, name, case, seed, rate) for seed in seeds]
                     for rate in group.rates

@@ -9,7 +9,8 @@ weights could not give (`esper.contracts.HealthSignal`).
 # pyright: reportUnknownMemberType=false
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -33,6 +34,7 @@ _DARK = 0.6
 """From here on the colours are dark enough for white letters."""
 _LAYER_WIDTH, _BLOCK_WIDTH, _GAP = 4.2, 2.5, 0.2
 _HEIGHT = 0.7
+_INDENT = 0.5
 _MOST_GONE = 2
 """Of what went, so many are drawn at one place."""
 
@@ -43,25 +45,51 @@ def draw_model(story: Story) -> Figure:
     A block beside several layers reads what the first of them is given, or what all of them make, and adds
     to what the last one gives.
     """
-    layers, left_out = _shown(story)
-    gains, measure = promised(story)
+    layers, _ = _shown(story)
     placed = place(story.attempts, story.sites, [layer.name for layer in layers])
     columns = 1 + max((each.column for each in placed), default=0)
-    with style():
-        width = _LAYER_WIDTH + (_BLOCK_WIDTH + _GAP) * columns
-        figure = Figure(figsize=(max(6.0, 0.9 * width), 1.3 + 0.5 * len(layers)))
-        axes = figure.subplots()
+    width = _LAYER_WIDTH + (_BLOCK_WIDTH + _GAP) * columns
+    with _framed(story, width=width, num_rows=len(layers)) as (figure, axes, gains):
         for row, layer in enumerate(layers):
             _draw_layer(axes, row, layer, gains.get(layer.name))
         for each in placed:
             _draw_block(axes, each)
+    return figure
+
+
+def draw_narrow_model(story: Story) -> Figure:
+    """Draw the same for a narrow screen: each block under the layer that it adds to."""
+    layers, _ = _shown(story)
+    placed = place(story.attempts, story.sites, [layer.name for layer in layers])
+    num_rows = len(layers) + len(placed)
+    with _framed(story, width=_LAYER_WIDTH, num_rows=num_rows) as (figure, axes, gains):
+        rows = count()
+        for number, layer in enumerate(layers):
+            _draw_layer(axes, next(rows), layer, gains.get(layer.name))
+            for each in placed:
+                if each.last_row == number:
+                    _draw_block_below(axes, next(rows), each)
+    return figure
+
+
+@contextmanager
+def _framed(
+    story: Story, *, width: float, num_rows: int
+) -> Generator[tuple[Figure, Axes, Mapping[str, float]]]:
+    """Give room for so many rows, and what layers promised; what the colours mean stands below."""
+    gains, measure = promised(story)
+    _, left_out = _shown(story)
+    with style():
+        figure = Figure(figsize=(max(4.0, 0.9 * width), 1.3 + 0.5 * num_rows))
+        axes = figure.subplots()
+        yield figure, axes, gains
         axes.set_xlim(-0.1, width + 0.1)
-        axes.set_ylim(len(layers) + (0.6 if left_out else 0), -0.6)
+        axes.set_ylim(num_rows + (0.6 if left_out else 0), -0.6)
         axes.axis("off")
         axes.text(0, -0.25, "input", fontsize=8, va="center")
         if left_out:
             axes.text(
-                0, len(layers) + 0.3, f"and {left_out} layers without a place to grow", fontsize=8
+                0, num_rows + 0.3, f"and {left_out} layers without a place to grow", fontsize=8
             )
         if gains:
             scale = ScalarMappable(Normalize(0, 1), _COLOURS)
@@ -71,7 +99,6 @@ def draw_model(story: Story) -> Figure:
             bar.set_label(f"expressivity {measure}, of the largest", fontsize=8)
             bar.ax.tick_params(labelsize=7)
         figure.set_layout_engine("constrained")
-        return figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,25 +187,40 @@ def _draw_layer(axes: Axes, row: int, layer: Layer, gain: float | None) -> None:
 
 
 def _draw_block(axes: Axes, placed: Placed) -> None:
-    attempt, height = placed.attempt, placed.last_row - placed.first_row + _HEIGHT
+    height = placed.last_row - placed.first_row + _HEIGHT
     left = _LAYER_WIDTH + _GAP + placed.column * (_BLOCK_WIDTH + _GAP)
-    gone = attempt.is_over and not attempt.is_kept
-    colour = STATE_COLOURS[SeedState.CULLED] if gone else GROWN
-    face = "none" if gone else colour
+    colour, face, ink = _colours_of(placed.attempt)
     _draw_box(axes, left, placed.first_row, _BLOCK_WIDTH, height=height, edge=colour, face=face)
+    middle = placed.first_row + height / 2
+    text = "\n".join(_words_on(placed))
+    axes.text(left + 0.1, middle, text, fontsize=6.5, va="center", color=ink, clip_on=True)
+
+
+def _draw_block_below(axes: Axes, row: int, placed: Placed) -> None:
+    colour, face, ink = _colours_of(placed.attempt)
+    _draw_box(axes, _INDENT, row, _LAYER_WIDTH - _INDENT, edge=colour, face=face)
+    name, *more = _words_on(placed)
+    text = f"{name}\n{', '.join(more)}"
+    middle = row + _HEIGHT / 2
+    axes.text(_INDENT + 0.1, middle, text, fontsize=7, va="center", color=ink, clip_on=True)
+
+
+def _colours_of(attempt: Attempt) -> tuple[str, str, str]:
+    """Return the colours of a block's edge, face and letters."""
+    if attempt.is_over and not attempt.is_kept:
+        colour = STATE_COLOURS[SeedState.CULLED]
+        return colour, "none", colour
+    return GROWN, GROWN, "white"
+
+
+def _words_on(placed: Placed) -> list[str]:
+    attempt = placed.attempt
+    gone = attempt.is_over and not attempt.is_kept
     said = f"removed in epoch {attempt.ended + 1}" if gone else f"since epoch {attempt.begun + 1}"
     lines = [f"{attempt.name}, +{attempt.parameters:,}", said]
     if placed.last_row > placed.first_row:
         lines.insert(1, attempt.site)
-    axes.text(
-        left + 0.1,
-        placed.first_row + height / 2,
-        "\n".join(lines),
-        fontsize=6.5,
-        va="center",
-        color=colour if gone else "white",
-        clip_on=True,
-    )
+    return lines
 
 
 def _draw_box(

@@ -69,6 +69,9 @@ _BAR = 0.72
 _LETTERS = 130
 """So many of a name fit along the whole axis of epochs."""
 
+_LEGEND = 11
+"""States side by side in the legend of a wide picture: all of them."""
+
 _FAINT = 0.15
 """Opacity of a place's rest."""
 
@@ -154,16 +157,24 @@ def draw_sizes(stories: Sequence[Story], name: str, title: str) -> Figure:
         return figure
 
 
-def draw_timeline(story: Story) -> Figure:
-    """Draw one row per place that was tried, coloured by the seed's state, with alpha as a line."""
+def draw_timeline(story: Story, *, narrow: bool = False) -> Figure:
+    """Draw one row per place that was tried, coloured by the seed's state, with alpha as a line.
+
+    For a `narrow` screen the places stand within, below their bars.
+    """
+    width, columns, letters = (4.0, 3, _LETTERS // 2) if narrow else (9.0, _LEGEND, _LETTERS)
+    apart = 1.4 if narrow else 1.0
     sites = list(dict.fromkeys(attempt.site for attempt in story.attempts))
     end_of_run = 1 + len(story.grown.curve)
     with style():
-        figure = Figure(figsize=(9, 1.1 + 0.5 * max(1, len(sites))), layout="constrained")
+        figure = Figure(
+            figsize=(width, 1.1 + 0.5 * apart * max(1, len(sites))),
+            layout="constrained",
+        )
         axes = figure.subplots()
         used: dict[SeedState, Any] = {}
         for attempt in story.attempts:
-            row = sites.index(attempt.site)
+            row = apart * sites.index(attempt.site)
             _draw_life(axes, row, attempt, end_of_run, used)
             later = [
                 other.begun
@@ -171,10 +182,16 @@ def draw_timeline(story: Story) -> Figure:
                 if other.site == attempt.site and other.begun > attempt.begun
             ]
             epochs = min(later, default=end_of_run - 1) - attempt.begun
-            _name(axes, row, attempt, letters=_LETTERS * epochs // max(1, end_of_run - 1))
+            _name(axes, row, attempt, letters=letters * epochs // max(1, end_of_run - 1))
             _draw_alpha(axes, row, attempt, story)
-        axes.set_yticks(range(len(sites)), [place(site) for site in sites])
-        axes.set_ylim(len(sites) - 0.5, -0.8)
+        if narrow:
+            axes.set_yticks([])
+            for row, site in enumerate(sites):
+                below = apart * row + _BAR / 2 + 0.04
+                axes.text(1, below, place(site), fontsize=7, va="top")
+        else:
+            axes.set_yticks(range(len(sites)), [place(site) for site in sites])
+        axes.set_ylim(apart * len(sites) - 0.5, -0.8)
         axes.set_xlim(1, max(2, end_of_run))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
@@ -182,7 +199,7 @@ def draw_timeline(story: Story) -> Figure:
             list(used.values()),
             [STATE_NAMES.get(s, s.value.lower().replace("_", " ")) for s in used],
             loc="outside upper center",
-            ncols=max(1, len(used)),
+            ncols=max(1, min(columns, len(used))),
             frameon=False,
             fontsize=8,
         )
@@ -190,7 +207,7 @@ def draw_timeline(story: Story) -> Figure:
 
 
 def _draw_life(
-    axes: Axes, row: int, attempt: Attempt, end_of_run: int, used: dict[SeedState, Any]
+    axes: Axes, row: float, attempt: Attempt, end_of_run: int, used: dict[SeedState, Any]
 ) -> None:
     changes = attempt.states
     for change, following in zip(changes, [*changes[1:], None], strict=True):
@@ -210,7 +227,7 @@ def _draw_life(
             used.setdefault(change.to_state, shown)
 
 
-def _name(axes: Axes, row: int, attempt: Attempt, *, letters: int) -> None:
+def _name(axes: Axes, row: float, attempt: Attempt, *, letters: int) -> None:
     """Write above its bar what was tried, in so many letters at most: the next name stands beside it."""
     gone = attempt.is_over and not attempt.is_kept
     name = f"{attempt.name}{' (removed)' if gone else ''}"
@@ -224,7 +241,7 @@ def _name(axes: Axes, row: int, attempt: Attempt, *, letters: int) -> None:
     )
 
 
-def _draw_alpha(axes: Axes, row: int, attempt: Attempt, story: Story) -> None:
+def _draw_alpha(axes: Axes, row: float, attempt: Attempt, story: Story) -> None:
     """Draw how much of the block was mixed in, from the bottom of its bar (0) to the top (1)."""
     last = attempt.ended if attempt.is_over and not attempt.is_kept else len(story.packets)
     points = [

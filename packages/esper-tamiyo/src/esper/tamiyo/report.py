@@ -15,7 +15,7 @@ from esper.contracts.words import place, plural
 from esper.tamiyo.explaining import headline
 from esper.tamiyo.folder import write_whole
 from esper.tamiyo.folding import fold
-from esper.tamiyo.model_picture import draw_model
+from esper.tamiyo.model_picture import draw_model, draw_narrow_model
 from esper.tamiyo.pictures import draw_curve, draw_sizes, draw_timeline, save_png, to_svg
 from esper.tamiyo.story import Story, read_story
 
@@ -58,6 +58,15 @@ def draw(story: Story) -> dict[str, tuple[Figure, str]]:
     return pictures
 
 
+def draw_narrow(story: Story) -> dict[str, tuple[Figure, str]]:
+    """Return those pictures that a phone shows in another form, by the same names."""
+    pictures = {"model": (draw_narrow_model(story), "the model, and what grew where, narrow")}
+    if story.attempts:
+        figure = draw_timeline(story, narrow=True)
+        pictures["seeds"] = figure, "the life of each seed by epoch, narrow"
+    return pictures
+
+
 def render_report(story: Story, pictures: Mapping[str, tuple[Figure, str]]) -> str:
     """Return the page as HTML; nothing in it is loaded from elsewhere."""
     return render(
@@ -70,8 +79,13 @@ def render_report(story: Story, pictures: Mapping[str, tuple[Figure, str]]) -> s
         num_decisions=len(story.decisions),
         place=place,
         plural=plural,
-        pictures={name: to_svg(figure, title) for name, (figure, title) in pictures.items()},
+        pictures=_as_svg(pictures),
+        narrow=_as_svg(draw_narrow(story)),
     )
+
+
+def _as_svg(pictures: Mapping[str, tuple[Figure, str]]) -> dict[str, str]:
+    return {name: to_svg(figure, title) for name, (figure, title) in pictures.items()}
 
 
 def render(template: str, **content: Any) -> str:
