@@ -247,7 +247,7 @@ def test_a_block_that_came_with_a_loaded_model_is_an_attempt_too() -> None:
 
 
 def test_a_person_reads_epochs_from_1_and_a_program_from_0(tmp_path: Path) -> None:
-    assert '<td class="n">1\u20137</td>' in page(tmp_path, record())
+    assert '<td class="n" data-is="epochs">1\u20137</td>' in page(tmp_path, record())
     summary = summarise(record())
     assert summary["first_epoch"] == summary["grown"]["curve"][0]["epoch"] == 0
 
