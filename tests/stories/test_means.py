@@ -1,4 +1,4 @@
-"""What a run computes with: mixed precision, gradients of several mini-batches, compiled steps, a schedule.
+"""How a run computes: mixed precision, gradients of several mini-batches, parts of passes, compiled steps.
 
 With a GPU, `ESPER_DEVICE=cuda uv run pytest tests/stories/test_means.py` runs all of it there.
 """
@@ -34,6 +34,7 @@ MEANS = {
         "--lr",
         "0.01",
     ),
+    "parts of passes": ("--epoch-samples", "700", "--lr", "0.01"),
     "all": ("--precision", "float16", "--accumulate", "2", "--schedule", "cosine", "--lr", "0.01"),
 }
 
@@ -55,7 +56,8 @@ def test_a_run_learns_grows_and_repeats_itself(
 def test_an_interrupted_run_with_a_scaler_comes_to_the_same_weights(
     train: Train, tmp_path: Path
 ) -> None:
-    options = ("--epochs", "30", "--no-twin", "--device", DEVICE, *MEANS["all"])
+    means = (*MEANS["parts of passes"], *MEANS["all"])
+    options = ("--epochs", "30", "--no-twin", "--device", DEVICE, *means)
     undisturbed = train(*options)
     command = [*COMMAND, *options, "--checkpoint-seconds", "0"]
     process = start_until("epoch  11", command, tmp_path)

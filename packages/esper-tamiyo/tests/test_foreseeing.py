@@ -22,7 +22,7 @@ def controller(policy: Policy) -> Any:
 def test_a_run_that_is_too_short_to_grow_is_told_so(policy: Policy) -> None:
     assert what_will_not_grow(controller(policy), 3) == (
         "nothing will grow in 3 epochs: after the first, 2 epochs left, too few to judge a new block "
-        "(8 needed)"
+        "(8 needed); more and shorter epochs give it time (--epochs, --epoch-samples)"
     )
     assert what_will_not_grow(controller(policy), 8) is not None
     assert what_will_not_grow(controller(policy), 9) is None

@@ -4,12 +4,14 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esper.tamiyo import build_host, load_task
 from esper.tamiyo.compiling import compiled
 from esper.tamiyo.stopping import StopRequestedError
 from esper.tamiyo.tasks import Split
-from esper.tamiyo.training import measure, train_epoch
+from esper.tamiyo.training import measure, order_of_epoch, order_seed_of, train_epoch
 
 
 def _trained(order_seed: int) -> torch.nn.Module:
@@ -30,6 +32,23 @@ def test_an_epoch_depends_on_its_order_seed_only() -> None:
     torch.rand(3)
     assert _equal(one, _trained(5))
     assert not _equal(one, _trained(6))
+
+
+@given(
+    num_samples=st.integers(1, 30),
+    size=st.integers(1, 70),
+    num_epochs=st.integers(1, 6),
+    seed=st.integers(0, 5),
+)
+def test_epochs_of_any_size_are_passes_cut_up(
+    num_samples: int, size: int, num_epochs: int, seed: int
+) -> None:
+    epochs = [order_of_epoch(num_samples, n, size=size, seed=seed) for n in range(num_epochs)]
+    assert all(len(each) == size for each in epochs)
+    for number, part in enumerate(torch.cat(epochs).split(num_samples)):
+        generator = torch.Generator().manual_seed(order_seed_of(number, seed))
+        whole = torch.randperm(num_samples, generator=generator)
+        assert torch.equal(part, whole[: len(part)])
 
 
 def test_training_lowers_the_loss() -> None:

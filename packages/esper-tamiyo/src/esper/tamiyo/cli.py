@@ -100,6 +100,14 @@ def train(
         _option("Units or channels of a built-in host; deliberately few if none.", "width"),
     ] = None,
     epochs: Annotated[int | None, _option("Passes over the training data.", "epochs")] = None,
+    epoch_samples: Annotated[
+        int | None,
+        _option(
+            "Samples of one epoch, for large data: decisions come sooner; all of the data if none.",
+            "epoch_samples",
+            "--epoch-samples",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, _option("Samples of one mini-batch.", "batch_size", "--batch-size")
     ] = None,

@@ -61,7 +61,10 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Same seed, same decisions, same weights."""
     epochs: int = Field(default=60, ge=1)
-    """Passes over the training data."""
+    """Passes over the training data, or parts of them; see `epoch_samples`."""
+    epoch_samples: int | None = Field(default=None, ge=1, le=100_000_000)
+    """Samples of one epoch, at whose end the model is measured and growth decided; the next one goes on in
+    the same pass. For large data, which few passes are made over. None: all of the training data."""
     batch_size: int = Field(default=64, ge=1)
     """Samples of one mini-batch."""
     accumulate: int = Field(default=1, ge=1)

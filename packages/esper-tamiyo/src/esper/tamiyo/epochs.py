@@ -16,7 +16,14 @@ from esper.tamiyo.environment import count_flops
 from esper.tamiyo.stopping import StopSignals
 from esper.tamiyo.summary import Point, Training
 from esper.tamiyo.tasks import Task
-from esper.tamiyo.training import Means, Progress, measure, train_epoch
+from esper.tamiyo.training import (
+    Means,
+    Progress,
+    measure,
+    order_of_epoch,
+    order_seed_of,
+    train_epoch,
+)
 from esper.tamiyo.ui import Ui
 from esper.tamiyo.verdict import Figures
 
@@ -58,7 +65,7 @@ def make_learner(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     scheduler = None
     if config.schedule == "cosine":
-        batches = math.ceil(len(task.train) / config.batch_size)
+        batches = math.ceil(samples_of_epoch(task, config) / config.batch_size)
         num_steps = config.epochs * math.ceil(batches / config.accumulate)
         scheduler = LambdaLR(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps)))
@@ -73,6 +80,11 @@ def make_learner(
         scaler=means.scaler(),
         average=average,
     )
+
+
+def samples_of_epoch(task: Task, config: RunConfig) -> int:
+    """Return how many samples an epoch of a run has."""
+    return config.epoch_samples or len(task.train)
 
 
 def epochs(
@@ -95,18 +107,18 @@ def epochs(
     config, model = learner.config, learner.model
     progress = progress or Progress()
     forward: Any = compiled(model) if config.compile else model
-    ui.begin(
-        label, config.epochs, num_samples=len(learner.task.train), earlier=tuple(training.curve)
-    )
+    size, data = samples_of_epoch(learner.task, config), learner.task.train
+    ui.begin(label, config.epochs, num_samples=size, earlier=tuple(training.curve))
     last = training.curve[-1] if training.curve else None
     for epoch in range(len(training.curve), config.epochs):
         train_loss = train_epoch(
             forward,
             learner.optimizer,
-            learner.task.train,
+            data,
             goal=learner.task.goal,
             batch_size=config.batch_size,
-            order_seed=config.seed * 1_000_003 + epoch,
+            order_seed=order_seed_of(epoch, config.seed),
+            order=order_of_epoch(len(data), epoch, size=size, seed=config.seed),
             means=learner.means,
             scaler=learner.scaler,
             after_step=learner.after_step,
@@ -116,7 +128,7 @@ def epochs(
         figures = learner.measure()
         parameters = sum(p.numel() for p in model.parameters())
         if last is None or parameters != last.parameters:
-            two = learner.task.train.first(2)  # as many as it was tried with
+            two = data.first(2)  # as many as it was tried with
             flops = count_flops(model, two.inputs)
         else:
             flops = last.flops  # what did not grow costs the same

@@ -44,4 +44,7 @@ def _too_late(policy: Growing, controller: Tamiyo, epochs: int) -> str | None:
     if attention_of(policy, begin) is not Attention.NONE:
         return None
     reason = policy.propose(begin).reason
-    return f"nothing will grow in {plural(epochs, 'epoch')}: after the first, {reason}"
+    told = f"nothing will grow in {plural(epochs, 'epoch')}: after the first, {reason}"
+    if epochs > policy.min_epochs_left:
+        return told
+    return f"{told}; more and shorter epochs give it time (--epochs, --epoch-samples)"

@@ -87,15 +87,16 @@ def train_epoch(
     goal: Goal = Goal.CLASSIFICATION,
     batch_size: int,
     order_seed: int,
+    order: Tensor | None = None,
     means: Means | None = None,
     scaler: Any | None = None,
     after_step: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> float:
-    """Train one pass over `data` and return the mean loss.
+    """Train one epoch of samples of `data` and return the mean loss.
 
-    The order of the samples depends on `order_seed` only, not on the global random streams.
+    Their order depends on `order_seed` only, not on the global random streams.
 
     Args:
         model: to be trained.
@@ -103,7 +104,8 @@ def train_epoch(
         data: on the model's device.
         goal: what the loss is.
         batch_size: samples of one mini-batch.
-        order_seed: decides their order.
+        order_seed: decides their order, and what chance has to do with reading them.
+        order: which samples, in which order; None: one pass over all.
         means: precision, and mini-batches to one step.
         scaler: the gradient scaler that the precision needs.
         after_step: called behind each step of the optimizer, for example a scheduler's step.
@@ -117,9 +119,9 @@ def train_epoch(
     means = means or Means(device=torch.device("cpu"))
     progress = progress or Progress()
     model.train()
-    generator = torch.Generator().manual_seed(order_seed)
-    order = torch.randperm(len(data), generator=generator)
-    sizes = [min(batch_size, len(data) - start) for start in range(0, len(data), batch_size)]
+    if order is None:
+        order = _pass_over(len(data), order_seed)
+    sizes = [min(batch_size, len(order) - start) for start in range(0, len(order), batch_size)]
     reading = data.batches(order, batch_size, begin=progress.batches, seed=order_seed)
     # On the device until the end: a GPU need not wait for each loss to be read.
     found: list[Tensor] = []
@@ -143,7 +145,30 @@ def train_epoch(
                 after_step()
     progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
     progress.batches = len(sizes)
-    return progress.loss_sum / len(data)
+    return progress.loss_sum / len(order)
+
+
+def order_of_epoch(num_samples: int, epoch: int, *, size: int, seed: int) -> Tensor:
+    """Return which samples `(size,)` an epoch trains with, in which order.
+
+    Passes over all samples follow each other, each in an order of its own, and are cut into epochs of `size`
+    samples. With as many as there are, each epoch is one pass.
+    """
+    begin, end = epoch * size, (epoch + 1) * size
+    first, last = begin // num_samples, (end - 1) // num_samples
+    passes = [
+        _pass_over(num_samples, order_seed_of(number, seed)) for number in range(first, last + 1)
+    ]
+    return torch.cat(passes)[begin - first * num_samples :][:size]
+
+
+def order_seed_of(number: int, seed: int) -> int:
+    """Return what decides the order in a run's pass, or a part of it, of this number."""
+    return seed * 1_000_003 + number
+
+
+def _pass_over(num_samples: int, order_seed: int) -> Tensor:
+    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(order_seed))
 
 
 def _roles(num_batches: int, accumulate: int) -> list[tuple[bool, int, bool]]:
