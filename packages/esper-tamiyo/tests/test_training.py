@@ -45,7 +45,8 @@ def test_epochs_of_any_size_are_passes_cut_up(
 ) -> None:
     epochs = [order_of_epoch(num_samples, n, size=size, seed=seed) for n in range(num_epochs)]
     assert all(len(each) == size for each in epochs)
-    for number, part in enumerate(torch.cat(epochs).split(num_samples)):
+    passes = torch.split(torch.cat(epochs), num_samples)  # pyright: ignore[reportUnknownMemberType]
+    for number, part in enumerate(passes):
         generator = torch.Generator().manual_seed(order_seed_of(number, seed))
         whole = torch.randperm(num_samples, generator=generator)
         assert torch.equal(part, whole[: len(part)])
