@@ -99,7 +99,9 @@ def train(
         int | None,
         _option("Units or channels of a built-in host; deliberately few if none.", "width"),
     ] = None,
-    epochs: Annotated[int | None, _option("Passes over the training data.", "epochs")] = None,
+    epochs: Annotated[
+        int | None, _option("Passes over the training data, if they are not cut up.", "epochs")
+    ] = None,
     epoch_samples: Annotated[
         int | None,
         _option(
