@@ -67,6 +67,15 @@ class Attentive(nn.Module):
         return self.head((h + mixed).mean(dim=1 if self.mix.batch_first else 0))
 
 
+def encoder() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(8 * T, NUM_CLASSES),
+    )
+
+
 class Tied(nn.Module):
     """A language model whose head shares its weight with the embedding."""
 
@@ -177,15 +186,9 @@ HOSTS: dict[str, Host] = {
     "attention_tokens_first": Host(
         build=lambda: Attentive(batch_first=False), shape=TOKENS_FIRST, targets=("mix",)
     ),
-    "encoder": Host(
-        build=lambda: nn.Sequential(
-            nn.Linear(6, 8),
-            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
-            nn.Flatten(),
-            nn.Linear(8 * T, NUM_CLASSES),
-        ),
-        shape=TOKENS,
-        targets=("1",),
+    "encoder": Host(build=lambda: encoder(), shape=TOKENS, targets=("1",)),
+    "encoder_within": Host(
+        build=lambda: encoder(), shape=TOKENS, targets=("1.self_attn", "1.linear1", "1.linear2")
     ),
     "blocks": Host(
         build=lambda: nn.Sequential(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.contracts import SiteKind
-from esper.kasmina.expressivity import MOST_READ, NUM_TRIAL_UNITS
+from esper.kasmina.expressivity import MOST_READ, NUM_TRIAL_UNITS, Sketch
 from esper.kasmina.health import Health, HealthSampler
 
 FEATURES = SiteKind.FEATURES
@@ -59,6 +59,29 @@ def test_what_inputs_that_vary_together_know_is_seen_and_chance_is_not_taken_for
     assert abs(share(health(knows=False))) < 0.03
 
 
+@pytest.mark.parametrize("many", [512, 1024])
+def test_of_what_independent_inputs_know_a_part_is_seen(many: int) -> None:
+    sampler = HealthSampler(FEATURES, nn.Linear(WIDTH, 3), num_read=many)
+    narrow, wish = noise(many, WIDTH, seed=1) / many**0.5, noise(many, 3, seed=2) / many**0.5
+    for number in range(40):
+        read = noise(ROWS, many, seed=100 + number)
+        inputs = torch.relu(read @ narrow)
+        sampler.observe(torch.zeros(ROWS, 3), inputs, read)
+        sampler.observe_gradient(-(read @ wish) / ROWS)
+    assert share(sampler.close()) == pytest.approx(min(1, MOST_READ / many), abs=0.1)
+
+
+def test_the_same_sums_stand_for_as_many_inputs_whatever_the_process_computes_in() -> None:
+    read = noise(3, 1000)
+    expected = Sketch(1000).of(read)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(Sketch(1000).of(read), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert Sketch(1000).of(read.bfloat16()).dtype is torch.float32
+
+
 def test_what_is_kept_does_not_grow_with_the_inputs() -> None:
     sampler = HealthSampler(FEATURES, nn.Linear(WIDTH, 3), num_read=MANY)
     seen(sampler, knows=True, samples=2)
@@ -74,6 +97,7 @@ def test_a_state_that_holds_all_inputs_is_left_behind(folded: bool) -> None:
     if folded:
         sampler.close()
     state = sampler.state_dict()
+    del state["is_sketched"]
     for sample in state["samples"]:
         sample[4] = noise(ROWS, MANY)
     if state["gap"] is not None:
@@ -83,5 +107,6 @@ def test_a_state_that_holds_all_inputs_is_left_behind(folded: bool) -> None:
         state["gap"]["sums"] = [*larger, *rest]
     resumed = HealthSampler(FEATURES, nn.Linear(WIDTH, 3), num_read=MANY)
     resumed.load_state_dict(state)
+    assert resumed.close().expressivity_gain is None
     seen(resumed, knows=True)
     assert share(resumed.close()) > 0.75

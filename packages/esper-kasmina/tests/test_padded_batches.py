@@ -8,7 +8,7 @@ from kasmina_factory import QUICK, grow, wake
 from torch import Tensor, nn
 
 from esper.contracts import SeedState, SiteKind
-from esper.kasmina import Bed, wrap
+from esper.kasmina import Bed, plan, wrap
 
 BIRTH = (SeedState.GERMINATED, SeedState.LOADING, SeedState.GRAFTING, SeedState.STABILIZATION)
 PLACES = ["layers.0.linear1", "layers.0.linear2", "layers.0.self_attn", "layers.0", "layers.1"]
@@ -28,7 +28,7 @@ class Padded(nn.Module):
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([5, 3, 1, 4])
+    lengths = torch.tensor([5, 3, 0, 4])
     generator = torch.Generator().manual_seed(0)
     return torch.randn(4, 5, 8, generator=generator), torch.arange(5) >= lengths[:, None]
 
@@ -67,6 +67,26 @@ def test_a_block_acts_on_padded_batches_as_it_does_on_each_sequence_alone(
     with torch.no_grad():
         assert not torch.allclose(fast, bare(*batch()), atol=1e-3)
         for number, (x, is_padding) in enumerate(zip(*batch(), strict=True)):
+            if is_padding.all():
+                continue
             alone = x[~is_padding].unsqueeze(0)
             h = bed.model.get_submodule("encoder")(alone)
             assert torch.allclose(fast[number][~is_padding], h[0], atol=1e-5)
+
+
+def test_a_frozen_encoder_that_may_nest_while_blocks_learn_is_refused() -> None:
+    model = Padded().requires_grad_(False)
+    found = plan(model, ["encoder.layers.0.linear2"])
+    assert "enable_nested_tensor=False" in found.problems[0]
+    model.encoder.use_nested_tensor = False
+    assert not plan(model, ["encoder.layers.0.linear2"]).problems
+
+
+def test_nested_tensors_of_the_host_keep_their_layout() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    bed = wrap(model, targets=["0"], stages=QUICK)
+    bed.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    grow(bed, BIRTH, name="normalised_mlp", change=wake)
+    parts = [torch.randn(2, 6), torch.randn(4, 6)]
+    ragged = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    assert model(ragged).layout is torch.jagged

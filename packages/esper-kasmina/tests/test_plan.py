@@ -112,6 +112,15 @@ def test_encoder_layers_and_what_is_within_them_carry_seeds() -> None:
     assert [(s.name, s.widens) for s in found if s.widens] == [(inner[2], inner[1])]
 
 
+def test_where_tokens_come_first_encoder_layers_are_sites_as_a_whole() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3))
+    for example in (None, torch.zeros(5, 4, 6)):
+        found = plan(model, example=example)
+        assert [site.name for site in found.sites] == ["0", "1.self_attn", "1"]
+        assert any("1.linear1 is within" in line for line in found.refused)
+
+
 def test_an_encoder_layer_that_holds_the_output_is_left_out() -> None:
     found = plan(nn.Sequential(nn.Linear(6, 8), encoder()))
     assert [site.name for site in found.sites] == [

@@ -176,3 +176,11 @@ def test_an_unknown_key_in_a_file_names_the_line_and_the_nearest_key(tmp_path: P
         ConfigError, match=r"run\.yaml:2: unknown key 'epoch'; did you mean 'epochs'"
     ):
         load_yaml(path, RunConfig)
+
+
+def test_an_epoch_of_too_few_steps_is_refused() -> None:
+    assert RunConfig(epoch_samples=640).epoch_samples == 640
+    with pytest.raises(ValueError, match="expected at least 640 with batch_size=64"):
+        RunConfig(epoch_samples=639)
+    with pytest.raises(ValueError, match="expected at least 1280"):
+        RunConfig(epoch_samples=640, accumulate=2)

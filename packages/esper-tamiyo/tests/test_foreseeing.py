@@ -7,8 +7,8 @@ import pytest
 from policy_factory import kernel, seed, site
 
 from esper.contracts import Candidate
-from esper.tamiyo import Chance, Gap, Never, Plateau, Policy, Scripted
-from esper.tamiyo.foreseeing import what_will_not_grow
+from esper.tamiyo import Chance, Gap, Never, Plateau, Policy, RunConfig, Scripted
+from esper.tamiyo.foreseeing import shorter_epochs, what_will_not_grow
 
 
 def controller(policy: Policy) -> Any:
@@ -22,7 +22,7 @@ def controller(policy: Policy) -> Any:
 def test_a_run_that_is_too_short_to_grow_is_told_so(policy: Policy) -> None:
     assert what_will_not_grow(controller(policy), 3) == (
         "nothing will grow in 3 epochs: after the first, 2 epochs left, too few to judge a new block "
-        "(8 needed); more and shorter epochs give it time (--epochs, --epoch-samples)"
+        "(8 needed)"
     )
     assert what_will_not_grow(controller(policy), 8) is not None
     assert what_will_not_grow(controller(policy), 9) is None
@@ -52,3 +52,12 @@ def test_a_script_of_what_is_not_at_hand_is_told_so() -> None:
     assert (
         "leaves out: block2 at layer layer0 in epoch 5; its run had a host of another width" in told
     )
+
+
+def test_who_has_too_few_epochs_but_many_samples_is_told_how_to_have_more() -> None:
+    instead = shorter_epochs(RunConfig(epochs=8), 45_000)
+    assert instead == "--epochs 40 --epoch-samples 9000"
+    told = what_will_not_grow(controller(Gap()), 8, instead=instead)
+    assert told is not None
+    assert told.endswith("(8 needed); --epochs 40 --epoch-samples 9000 makes more and shorter ones")
+    assert shorter_epochs(RunConfig(epochs=8), 1000) is None

@@ -60,8 +60,8 @@ def test_a_narrow_picture_has_what_the_wide_one_has(tmp_path: Path) -> None:
     (attempt,) = story.attempts
     wide, narrow = draw_model(story), draw_narrow_model(story)
     for layer in story.layers:
-        assert any(f"layer {layer.name}," in said for said in _said(wide))
-        assert any(f"layer {layer.name}," in said for said in _said(narrow))
+        assert any(f"layer {layer.name}\n{layer.kind}, " in said for said in _said(wide))
+        assert any(f"layer {layer.name}\n{layer.kind}, " in said for said in _said(narrow))
     assert [said for said in _said(wide) if attempt.name in said]
     below = [said for said in _said(narrow) if attempt.name in said]
     assert ["removed in epoch" in said for said in below] == [True]

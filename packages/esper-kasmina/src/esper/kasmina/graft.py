@@ -184,7 +184,7 @@ class SiteHook:
         h = self._features(layer, output, careful=not (compiling or self.grafts))
         if h is None:
             return None
-        if h.is_nested:
+        if h.is_nested and h.layout is torch.strided:
             return self.adapter.put(layer, output, self._with_grafts_by_sample(h, given))
         h = self._with_parts(h, given, learning=learning)
         if sampling and learning:
@@ -213,7 +213,9 @@ class SiteHook:
         samples: list[Tensor] = []
         for number, sample in enumerate(h.unbind()):
             of_it = {n: None if x is None else x[number].unsqueeze(0) for n, x in given.items()}
-            samples.append(self._with_parts(sample.unsqueeze(0), of_it, learning=False).squeeze(0))
+            if len(sample):
+                sample = self._with_parts(sample.unsqueeze(0), of_it, learning=False).squeeze(0)
+            samples.append(sample)
         return torch.nested.as_nested_tensor(samples)  # pyright: ignore[reportUnknownMemberType]
 
     def _read(self, beside: str, given: Mapping[str, Tensor | None], h: Tensor) -> Tensor:

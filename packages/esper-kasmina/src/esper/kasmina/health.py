@@ -18,7 +18,7 @@ from esper.kasmina.expressivity import (
     MOST_READ,
     NUM_TRIAL_UNITS,
     ExpressivityGap,
-    sketch,
+    Sketch,
     trial_units,
 )
 from esper.kasmina.rows import (
@@ -81,7 +81,7 @@ class HealthSampler:
     """Collects the sampled steps of an epoch; deterministic, draws no random numbers.
 
     Keeps `SAMPLES_KEPT` samples and some sums: 0.5 MiB for a layer from 64 to 64 features, 15 MiB from
-    768 to 768.
+    768 to 768, and twelve bytes for each of more than `MOST_READ` inputs that new units would read.
     """
 
     __slots__ = (
@@ -91,12 +91,12 @@ class HealthSampler:
         "_kind",
         "_layer",
         "_num_beside",
-        "_num_read",
         "_num_samples",
         "_pull",
         "_reach",
         "_rows",
         "_samples",
+        "_sketch",
         "_units",
     )
 
@@ -104,8 +104,9 @@ class HealthSampler:
         """`num_read` are the features that new units of the layer before would read; 0 elsewhere."""
         self._kind = kind
         self._reach = reach_of(kind, num_read)
-        self._num_read = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
-        width = min(self._num_read, MOST_READ)
+        width = num_read * (2 * self._reach + 1) ** (kind.num_dims - 2)
+        self._sketch = Sketch(width) if width > MOST_READ else None
+        width = min(width, MOST_READ)
         self._units = trial_units(width) if width else None
         self._num_beside = width + NUM_TRIAL_UNITS if width else 0
         self._layer = layer
@@ -142,8 +143,8 @@ class HealthSampler:
         read = None
         if beside is not None and len(features_last(beside, self._kind)) == rows.leading[0]:
             read = windows_of(beside, self._kind, rows, self._reach)
-            if self._num_read > MOST_READ:
-                read = read @ sketch(self._num_read).to(read)
+            if self._sketch is not None:
+                read = self._sketch.of(read)
         self._samples.append(_Sample(rows.of(values), made_from, scale, beside=read))
         self._rows = rows
 
@@ -183,6 +184,7 @@ class HealthSampler:
         return {
             "num_samples": self._num_samples,
             "batch_samples": self._batch_samples,
+            "is_sketched": self._sketch is not None,
             "samples": [[s.h, s.inputs, s.scale, s.g, s.beside] for s in self._samples],
             "features": None if self._features is None else self._features.state_dict(),
             "pull": None if self._pull is None else self._pull.state_dict(),
@@ -193,14 +195,16 @@ class HealthSampler:
         """Go on from what `state_dict` returned."""
         self._num_samples = state["num_samples"]
         self._batch_samples = state.get("batch_samples", 0)
-        samples = [_Sample(*values) for values in state["samples"]]
-        self._samples = [sample for sample in samples if self._is_current(sample)]
+        # An older version kept, and summed, all that is read.
+        is_older = self._sketch is not None and not state.get("is_sketched", False)
+        samples: list[list[Any]] = [] if is_older else state["samples"]
+        self._samples = [_Sample(*values) for values in samples]
         self._rows = None
         self._features = _Features(**state["features"]) if state["features"] else None
         self._pull = _Pull(**state["pull"]) if state["pull"] else None
         self._gap = None
-        # Sums of an older version have other columns; see `_fold` also.
-        if state["gap"] is not None and "batch_samples" in state:
+        # Sums of a still older version have other columns everywhere.
+        if state["gap"] is not None and "batch_samples" in state and not is_older:
             self._gap = ExpressivityGap()
             self._gap.load_state_dict(state["gap"])
 
@@ -221,13 +225,8 @@ class HealthSampler:
         pairs = [(_double(inputs), wanted) for inputs, wanted in pulled if inputs is not None]
         if pairs:
             inputs, wanted = zip(*pairs, strict=True)
-            if self._gap is None or self._gap.num_columns != inputs[0].shape[2]:
-                self._gap = ExpressivityGap()
+            self._gap = self._gap or ExpressivityGap()
             self._gap.add(torch.cat(inputs), torch.cat(wanted))
-
-    def _is_current(self, sample: _Sample) -> bool:
-        """Tell whether a sample is one of this version: older ones kept all that is read."""
-        return sample.beside is None or sample.beside.shape[1] == self._num_beside - NUM_TRIAL_UNITS
 
     def _regressors(self, sample: _Sample) -> Tensor | None:
         """Return the layer's inputs `(R, G, C)`, then what new units before it would read and could be."""

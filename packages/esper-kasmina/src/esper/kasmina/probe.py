@@ -111,18 +111,22 @@ def probe(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str,
 
 
 def _recorder(record: _Record) -> Any:
-    def record_output(layer: nn.Module, _args: object, output: Any) -> None:
+    def record_output(layer: nn.Module, _args: object, output: Any) -> Any:
         record.num_calls += 1
         if record.num_calls > 1:
-            return
+            return None
         record.returned = _describe(output)
+        adapter = adapter_of(type(layer))
         try:
-            features = adapter_of(type(layer)).take(layer, output)
+            features = adapter.take(layer, output)
         except (HostError, TypeError, LookupError, AttributeError):
-            return
+            return None
         if isinstance(features, Tensor) and features.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
             record.features = features
             record.rows = rows_of(layer, features) if features.dim() else 0
+            # Where they are a view, as of tokens first, the model has to go on from just that.
+            return None if features is output else adapter.put(layer, output, features)
+        return None
 
     return record_output
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from esper.contracts.words import type_of
 from esper.kasmina.graft import carries_graft
+from esper.kasmina.targets import TRANSFORMERS
 from esper.kasmina.undo import RandomState
 
 DEVICES = ("cpu", "cuda")
@@ -102,7 +103,28 @@ class Refusals:
                     "this version of torch takes past hooks too; turn that off first with "
                     "torch.backends.mha.set_fastpath_enabled(False)"
                 )
+            if isinstance(outer, TRANSFORMERS) and depth < len(parts):
+                attention = cast("nn.MultiheadAttention", outer.self_attn)
+                is_attention = isinstance(self._layers[name], nn.MultiheadAttention)
+                if not (is_attention or attention.batch_first):
+                    return (
+                        "is within a transformer layer with batch_first=False, and sees tokens before "
+                        "samples: a seed there would mix samples; use the layer as a whole"
+                    )
+            if isinstance(outer, nn.TransformerEncoder) and _may_nest_while_learning(outer):
+                return (
+                    "is in a frozen nn.TransformerEncoder, which hands padded batches on in a form that "
+                    "blocks cannot learn in; build it with enable_nested_tensor=False"
+                )
         return None
+
+
+def _may_nest_while_learning(stack: nn.TransformerEncoder) -> bool:
+    nests = getattr(stack, "use_nested_tensor", False) and torch.backends.mha.get_fastpath_enabled()
+    first = next(iter(stack.layers), None)
+    return (
+        bool(nests) and first is not None and not any(p.requires_grad for p in first.parameters())
+    )
 
 
 @cache

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from esper.contracts import SiteKind
 from esper.kasmina.adapters import linear_inputs
-from esper.kasmina.expressivity import MOST_READ
 
 ROWS_PER_SAMPLE = 64
 """Rows are cheap to keep but cost when the statistics are computed; many samples of few rows tell more."""
@@ -30,6 +29,9 @@ NUM_VARIANTS = 8
 
 MAX_COLUMNS = 1024
 """Layers with more inputs to a row are left out: what is computed from them would take too much."""
+
+MAX_BESIDE = 256
+"""New channels would read positions around their own; so many numbers of them are looked at."""
 
 _SHUFFLED = 1 << 16
 """Up to so many rows are drawn without repetition; a repetition among more is rare."""
@@ -117,7 +119,7 @@ def reach_of(kind: SiteKind, features: int) -> int:
     """Return how many positions around its own a row of `windows_of` covers on each side."""
     sizes = (2, 1) if kind.is_channels else ()
     num_axes = kind.num_dims - 2
-    return next((r for r in sizes if features * (2 * r + 1) ** num_axes <= MOST_READ), 0)
+    return next((r for r in sizes if features * (2 * r + 1) ** num_axes <= MAX_BESIDE), 0)
 
 
 def windows_of(values: Tensor, kind: SiteKind, rows: Rows, reach: int) -> Tensor:

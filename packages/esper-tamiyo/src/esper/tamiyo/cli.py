@@ -100,7 +100,8 @@ def train(
         _option("Units or channels of a built-in host; deliberately few if none.", "width"),
     ] = None,
     epochs: Annotated[
-        int | None, _option("Passes over the training data, if they are not cut up.", "epochs")
+        int | None,
+        _option("Passes over the training data, or parts of them (--epoch-samples).", "epochs"),
     ] = None,
     epoch_samples: Annotated[
         int | None,

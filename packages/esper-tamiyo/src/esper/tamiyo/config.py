@@ -34,6 +34,9 @@ MAX_LEARNING_RATE = 1e30
 SCRIPTED = "scripted:"
 """Begins the name of a policy that replays the run folder behind it."""
 
+LEAST_STEPS = 10
+"""Of an epoch that is a part of a pass: enough to measure at its end what to grow."""
+
 
 class RunConfig(BaseModel):
     """Everything that decides a run; equal configurations give equal weights on one machine."""
@@ -164,6 +167,17 @@ class RunConfig(BaseModel):
         if len(set(track)) < len(track):
             raise ValueError("a tracker is given twice; each would write the same")
         return track
+
+    @model_validator(mode="after")
+    def _check_epoch(self) -> "RunConfig":
+        least = LEAST_STEPS * self.batch_size * self.accumulate
+        if self.epoch_samples is not None and self.epoch_samples < least:
+            raise ValueError(
+                f"epoch_samples={self.epoch_samples} makes epochs of fewer than {LEAST_STEPS} steps, too "
+                f"few to measure growth; expected at least {least} with batch_size={self.batch_size} and "
+                f"accumulate={self.accumulate}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_library(self) -> "RunConfig":

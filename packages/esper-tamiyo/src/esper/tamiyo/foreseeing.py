@@ -1,16 +1,38 @@
 """Says before the first step what a person would else wonder about at the end: what will not grow."""
 
 from esper.contracts.words import plural
+from esper.tamiyo.config import LEAST_STEPS, RunConfig
 from esper.tamiyo.controller import Tamiyo
 from esper.tamiyo.policies import Attention, Growing, Observation, Scripted, attention_of
 
+MANY_EPOCHS = 40
+"""In so many there is time to grow, and to judge it."""
 
-def what_will_not_grow(controller: Tamiyo, epochs: int) -> str | None:
-    """Return what a policy means to grow and will not in `epochs` epochs, and why; None if all may."""
+
+def what_will_not_grow(
+    controller: Tamiyo, epochs: int, *, instead: str | None = None
+) -> str | None:
+    """Return what a policy means to grow and will not in `epochs` epochs, and why; None if all may.
+
+    Where that is for want of epochs, it says what to do `instead` (`shorter_epochs`).
+    """
     policy = controller.policy
     if isinstance(policy, Scripted):
         return _not_at_hand(policy, controller, epochs)
-    return _too_late(policy, controller, epochs) if isinstance(policy, Growing) else None
+    if not isinstance(policy, Growing):
+        return None
+    told = _too_late(policy, controller, epochs)
+    is_short = told is not None and instead is not None and epochs <= policy.min_epochs_left
+    return f"{told}; {instead} makes more and shorter ones" if is_short else told
+
+
+def shorter_epochs(config: RunConfig, num_samples: int) -> str | None:
+    """Return options that make more epochs of a run's samples; None where they would have too few steps."""
+    parts = -(-MANY_EPOCHS // config.epochs)
+    size = -(-(config.epoch_samples or num_samples) // parts)
+    if size < LEAST_STEPS * config.batch_size * config.accumulate:
+        return None
+    return f"--epochs {parts * config.epochs} --epoch-samples {size}"
 
 
 def _not_at_hand(policy: Scripted, controller: Tamiyo, epochs: int) -> str | None:
@@ -44,7 +66,4 @@ def _too_late(policy: Growing, controller: Tamiyo, epochs: int) -> str | None:
     if attention_of(policy, begin) is not Attention.NONE:
         return None
     reason = policy.propose(begin).reason
-    told = f"nothing will grow in {plural(epochs, 'epoch')}: after the first, {reason}"
-    if epochs > policy.min_epochs_left:
-        return told
-    return f"{told}; more and shorter epochs give it time (--epochs, --epoch-samples)"
+    return f"nothing will grow in {plural(epochs, 'epoch')}: after the first, {reason}"

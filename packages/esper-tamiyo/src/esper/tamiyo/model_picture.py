@@ -35,6 +35,8 @@ _DARK = 0.6
 _LAYER_WIDTH, _BLOCK_WIDTH, _GAP = 4.2, 2.5, 0.2
 _HEIGHT = 0.7
 _INDENT = 0.5
+_MOST_LETTERS = 48
+"""Of a layer's name."""
 _MOST_GONE = 2
 """Of what went, so many are drawn at one place."""
 
@@ -178,12 +180,18 @@ def _draw_layer(axes: Axes, row: int, layer: Layer, gain: float | None) -> None:
     axes.text(
         0.15,
         row + _HEIGHT / 2,
-        f"layer {layer.name}, {layer.kind}, {layer.parameters:,} parameters",
-        fontsize=8,
+        f"layer {_shortened(layer.name)}\n{layer.kind}, {layer.parameters:,} parameters",
+        fontsize=7,
         va="center",
         color=ink,
         clip_on=True,
     )
+
+
+def _shortened(name: str) -> str:
+    """Return a name that fits into a layer's box, without its middle if it is too long."""
+    half = _MOST_LETTERS // 2
+    return name if len(name) <= _MOST_LETTERS else f"{name[:half]}…{name[-half:]}"
 
 
 def _draw_block(axes: Axes, placed: Placed) -> None:

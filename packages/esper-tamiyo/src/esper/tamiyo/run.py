@@ -44,7 +44,7 @@ from esper.tamiyo.folder import (
     resume_command,
     run_folder,
 )
-from esper.tamiyo.foreseeing import what_will_not_grow
+from esper.tamiyo.foreseeing import shorter_epochs, what_will_not_grow
 from esper.tamiyo.hosts import build_host
 from esper.tamiyo.loading import call, resolve
 from esper.tamiyo.policies import Chance, Gap, Heuristic, Never, Policy, Scripted
@@ -387,7 +387,9 @@ def grow(
     if controller.kernels and setback is None:
         kernels, sites = plural(len(controller.kernels), "kernel"), plural(len(bed.sites), "site")
         watch.ui.say(f"{kernels} forged and judged for {sites}")
-    if place is None and (why := what_will_not_grow(controller, record.config.epochs)) is not None:
+    instead = shorter_epochs(record.config, facts.num_train)
+    why = what_will_not_grow(controller, record.config.epochs, instead=instead)
+    if place is None and why is not None:
         watch.ui.say(f"[yellow]note[/]   {escape(why)}")
     stop.defer()
     is_over = setback is not None and setback.is_end

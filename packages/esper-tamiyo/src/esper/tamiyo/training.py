@@ -6,6 +6,7 @@ Deliberately plain, as in anybody's script: nothing here knows of seeds. Shapes:
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -156,15 +157,23 @@ def order_of_epoch(num_samples: int, epoch: int, *, size: int, seed: int) -> Ten
     """
     begin, end = epoch * size, (epoch + 1) * size
     first, last = begin // num_samples, (end - 1) // num_samples
+    pass_over = _pass_over if size == num_samples else _kept_pass_over
     passes = [
-        _pass_over(num_samples, order_seed_of(number, seed)) for number in range(first, last + 1)
+        pass_over(num_samples, order_seed_of(number, seed)) for number in range(first, last + 1)
     ]
-    return torch.cat(passes)[begin - first * num_samples :][:size]
+    order = passes[0] if len(passes) == 1 else torch.cat(passes)
+    return order[begin - first * num_samples :][:size]
 
 
 def order_seed_of(number: int, seed: int) -> int:
     """Return what decides the order in a run's pass, or a part of it, of this number."""
     return seed * 1_000_003 + number
+
+
+@lru_cache(maxsize=1)
+def _kept_pass_over(num_samples: int, order_seed: int) -> Tensor:
+    """Return the same; the epochs of one pass follow each other."""
+    return _pass_over(num_samples, order_seed)
 
 
 def _pass_over(num_samples: int, order_seed: int) -> Tensor:
