@@ -186,9 +186,9 @@ HOSTS: dict[str, Host] = {
     "attention_tokens_first": Host(
         build=lambda: Attentive(batch_first=False), shape=TOKENS_FIRST, targets=("mix",)
     ),
-    "encoder": Host(build=lambda: encoder(), shape=TOKENS, targets=("1",)),
+    "encoder": Host(build=encoder, shape=TOKENS, targets=("1",)),
     "encoder_within": Host(
-        build=lambda: encoder(), shape=TOKENS, targets=("1.self_attn", "1.linear1", "1.linear2")
+        build=encoder, shape=TOKENS, targets=("1.self_attn", "1.linear1", "1.linear2")
     ),
     "blocks": Host(
         build=lambda: nn.Sequential(

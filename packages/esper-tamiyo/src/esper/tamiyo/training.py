@@ -97,7 +97,7 @@ def train_epoch(
 ) -> float:
     """Train one epoch of samples of `data` and return the mean loss.
 
-    Their order depends on `order_seed` only, not on the global random streams.
+    Their order is `order`, or depends on `order_seed` only, never on the global random streams.
 
     Args:
         model: to be trained.
@@ -105,8 +105,8 @@ def train_epoch(
         data: on the model's device.
         goal: what the loss is.
         batch_size: samples of one mini-batch.
-        order_seed: decides their order, and what chance has to do with reading them.
-        order: which samples, in which order; None: one pass over all.
+        order_seed: decides what chance has to do with reading them, and their order where none is given.
+        order: which samples, in which order (`order_of_epoch`); None: one pass over all.
         means: precision, and mini-batches to one step.
         scaler: the gradient scaler that the precision needs.
         after_step: called behind each step of the optimizer, for example a scheduler's step.
