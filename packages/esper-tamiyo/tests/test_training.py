@@ -11,7 +11,13 @@ from esper.tamiyo import build_host, load_task
 from esper.tamiyo.compiling import compiled
 from esper.tamiyo.stopping import StopRequestedError
 from esper.tamiyo.tasks import Split
-from esper.tamiyo.training import measure, order_of_epoch, order_seed_of, train_epoch
+from esper.tamiyo.training import (
+    measure,
+    order_of_epoch,
+    order_seed_of,
+    train_epoch,
+    trained_with,
+)
 
 
 def _trained(order_seed: int) -> torch.nn.Module:
@@ -50,6 +56,23 @@ def test_epochs_of_any_size_are_passes_cut_up(
         generator = torch.Generator().manual_seed(order_seed_of(number, seed))
         whole = torch.randperm(num_samples, generator=generator)
         assert torch.equal(part, whole[: len(part)])
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 5, 6])
+def test_a_last_batch_of_a_single_sample_is_left_out(num_samples: int) -> None:
+    """Batch norms refuse one; with batches of one by choice nothing may be left out."""
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+    )
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    data = Split(inputs=torch.randn(num_samples, 3), targets=torch.zeros(num_samples).long())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if num_samples > 1:
+        train_epoch(model, optimizer, data, batch_size=2, order_seed=0)
+        assert seen == [2] * (num_samples // 2)
+    assert trained_with(num_samples, 1) == num_samples
+    assert trained_with(1, 2) == 1
 
 
 def test_training_lowers_the_loss() -> None:

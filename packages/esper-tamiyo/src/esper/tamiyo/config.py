@@ -69,7 +69,7 @@ class RunConfig(BaseModel):
     """Samples of one epoch, at whose end the model is measured and growth decided; the next one goes on in
     the same pass. For large data, which few passes are made over. None: all of the training data."""
     batch_size: int = Field(default=64, ge=1)
-    """Samples of one mini-batch."""
+    """Samples of one mini-batch. A last one of a single sample is left out of its epoch."""
     accumulate: int = Field(default=1, ge=1)
     """Mini-batches whose gradients make one step of the optimizer."""
     learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)

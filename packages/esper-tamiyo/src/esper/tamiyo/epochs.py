@@ -23,6 +23,7 @@ from esper.tamiyo.training import (
     order_of_epoch,
     order_seed_of,
     train_epoch,
+    trained_with,
 )
 from esper.tamiyo.ui import Ui
 from esper.tamiyo.verdict import Figures
@@ -65,7 +66,8 @@ def make_learner(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     scheduler = None
     if config.schedule == "cosine":
-        batches = math.ceil(samples_of_epoch(task, config) / config.batch_size)
+        samples = trained_with(samples_of_epoch(task, config), config.batch_size)
+        batches = math.ceil(samples / config.batch_size)
         num_steps = config.epochs * math.ceil(batches / config.accumulate)
         scheduler = LambdaLR(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps)))

@@ -120,7 +120,8 @@ def _compared(grown: Figures, twin: Figures | None) -> str:
     sentence = f"The grown model answers {grown.accuracy:.1%} of the held-out data correctly"
     if twin is None or twin.accuracy is None:
         return sentence + "."
-    points = 100 * (grown.accuracy - twin.accuracy)
+    # Of the figures as they are shown: whoever subtracts them comes to the same.
+    points = round(100 * grown.accuracy, 1) - round(100 * twin.accuracy, 1)
     if abs(points) < 0.05:
         return sentence + ", just as its twin that never grew."
     comparison = "more" if points > 0 else "fewer"

@@ -104,7 +104,7 @@ def train_epoch(
         optimizer: of its parameters.
         data: on the model's device.
         goal: what the loss is.
-        batch_size: samples of one mini-batch.
+        batch_size: samples of one mini-batch; see `trained_with` for the last one.
         order_seed: decides what chance has to do with reading them, and their order where none is given.
         order: which samples, in which order (`order_of_epoch`); None: one pass over all.
         means: precision, and mini-batches to one step.
@@ -122,6 +122,7 @@ def train_epoch(
     model.train()
     if order is None:
         order = _pass_over(len(data), order_seed)
+    order = order[: trained_with(len(order), batch_size)]
     sizes = [min(batch_size, len(order) - start) for start in range(0, len(order), batch_size)]
     reading = data.batches(order, batch_size, begin=progress.batches, seed=order_seed)
     # On the device until the end: a GPU need not wait for each loss to be read.
@@ -147,6 +148,15 @@ def train_epoch(
     progress.loss_sum = _add(progress.loss_sum, found, sizes[begun:])
     progress.batches = len(sizes)
     return progress.loss_sum / len(order)
+
+
+def trained_with(num_samples: int, batch_size: int) -> int:
+    """Return how many samples of an epoch are trained with: all, but for a last mini-batch of a single one.
+
+    Batch norms have no variance of a single sample, and torch refuses it. In the next pass it is another one.
+    """
+    is_alone = num_samples > batch_size > 1 and num_samples % batch_size == 1
+    return num_samples - is_alone
 
 
 def order_of_epoch(num_samples: int, epoch: int, *, size: int, seed: int) -> Tensor:
