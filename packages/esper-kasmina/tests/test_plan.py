@@ -183,6 +183,12 @@ def test_a_host_without_sites_hears_why_for_each_layer() -> None:
         wrap(nn.Sequential(nn.ReLU(), nn.Flatten()))
 
 
+def test_a_model_that_is_a_single_layer_hears_what_to_do() -> None:
+    for targets in (None, ["*"]):
+        with pytest.raises(HostError, match=r"the model is the layer itself.*wrap nn\.Sequential"):
+            plan(nn.LSTM(4, 4), targets).check()
+
+
 def test_parameters_outside_any_layer_are_named() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:

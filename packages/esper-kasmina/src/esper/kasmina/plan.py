@@ -29,6 +29,9 @@ DTYPES = {
 _MOST_NAMED = 3
 """Of parameters outside any layer; a host may have hundreds."""
 
+THE_MODEL = "the model"
+"""What a message calls the layer without a name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -203,7 +206,7 @@ class _Survey:
         usable = [name for name in ordered if name not in refused]
         wider, not_wider = self._wider(names)
         if not usable and not wider and not problems:
-            lines = [f"{name} {reason}" for name, reason in refused.items()]
+            lines = [f"{name or THE_MODEL} {reason}" for name, reason in refused.items()]
             problems = ["it has no layer for a seed", *(lines or _no_layers(self._layers))]
         # Left out where it is the default: one field less costs 500 bytes less.
         depth = {"depth": self._depth} if self._depth > 1 else {}
@@ -230,7 +233,7 @@ class _Survey:
             ),
             problems=tuple(problems),
             refused=(
-                *(f"{name} {reason}" for name, reason in refused.items()),
+                *(f"{name or THE_MODEL} {reason}" for name, reason in refused.items()),
                 *(
                     f"nothing can be wider before {name}, which {why}"
                     for name, why in not_wider.items()
@@ -281,7 +284,9 @@ class _Survey:
             if not matches:
                 problems.extend(self.unmatched({target: matches}))
             elif all(name in refused for name in matches):
-                problems.extend(f"target {target!r}: {name} {refused[name]}" for name in matches)
+                problems.extend(
+                    f"target {target!r}: {name or THE_MODEL} {refused[name]}" for name in matches
+                )
         return problems
 
     def _signature(self, name: str) -> KernelSignature | str:

@@ -65,7 +65,10 @@ class Refusals:
         layer = self._layers[name]
         aliases = self._names[id(layer)]
         if not name:
-            return "is the model itself; name a layer in it"
+            return (
+                "is the layer itself, and a seed needs a model around its layer: name a layer in it, or "
+                "wrap nn.Sequential(model)"
+            )
         if len(aliases) > 1:
             return f"is shared under the names {', '.join(aliases)}: a seed there would act twice"
         if reason := self._bypass(name) or _shape_of_module(name, layer):
