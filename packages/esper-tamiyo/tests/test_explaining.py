@@ -14,6 +14,7 @@ from esper.tamiyo.diverging import Setback
 from esper.tamiyo.explaining import explain, headline, parse_seed
 from esper.tamiyo.report import write_report
 from esper.tamiyo.story import read_story
+from esper.tamiyo.ui import Ui
 
 
 def test_an_explanation_says_when_where_against_what_and_how_it_ended(tmp_path: Path) -> None:
@@ -171,6 +172,33 @@ def test_losses_that_are_not_finite_are_told_as_such(tmp_path: Path) -> None:
     )
     made.grown.hold_out(Figures(loss=math.inf, accuracy=0.1))
     assert "loss is not finite on" in headline(read_story(write_run(tmp_path / "2", made)))
+
+
+@pytest.mark.parametrize(
+    ("figures", "constant", "is_said"),
+    [
+        (Figures(accuracy=0.1, loss=2.3), 0.1, True),
+        (Figures(accuracy=0.12, loss=2.3), 0.1, False),
+        (Figures(loss=1.5), 1.5, True),
+        (Figures(loss=1.4), 1.5, False),
+        (Figures(accuracy=0.1, loss=2.3), None, False),
+    ],
+)
+def test_a_model_that_has_learned_nothing_is_told_as_such(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    figures: Figures,
+    constant: float | None,
+    is_said: bool,
+) -> None:
+    made = record()
+    made.grown.hold_out(figures)
+    made.best_constant = constant
+    sentence = "does no better than always giving the same answer"
+    assert (sentence in headline(read_story(write_run(tmp_path, made)))) is is_said
+    with Ui() as ui:
+        ui.result(made, tmp_path)
+    assert (sentence in " ".join(capsys.readouterr().out.split())) is is_said
 
 
 def test_setbacks_are_told(tmp_path: Path) -> None:

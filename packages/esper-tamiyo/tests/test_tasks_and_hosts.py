@@ -12,8 +12,9 @@ import torch
 
 from esper.contracts import ConfigError, NotFoundError
 from esper.tamiyo import Split, Task, build_host, load_task
-from esper.tamiyo.tasks import TASKS
+from esper.tamiyo.tasks import TASKS, Goal
 from esper.tamiyo.tasks.catalogue import Entry
+from esper.tamiyo.tasks.goals import best_constant
 from esper.tamiyo.training import measure
 
 MODULE = """
@@ -269,3 +270,10 @@ def test_a_malformed_task_is_explained(
     _add(monkeypatch, bad)
     with pytest.raises(ConfigError, match=message):
         load_task("bad")
+
+
+def test_the_best_constant_answer_is_that_of_the_goal() -> None:
+    assert best_constant(Goal.CLASSIFICATION, torch.tensor([2, 0, 2, 1])) == 0.5
+    assert best_constant(Goal.LANGUAGE, torch.tensor([[0, 1], [1, 1]])) == 0.75
+    assert best_constant(Goal.REGRESSION, torch.tensor([1.0, 3.0])) == 1.0
+    assert 0.1 < (load_task("digits").best_constant() or 0.0) < 0.13

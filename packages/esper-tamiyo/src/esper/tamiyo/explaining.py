@@ -100,7 +100,10 @@ def headline(story: Story) -> str:
         return "The grown model's loss is not finite on the held-out data: it has learned nothing of use."
     twin = story.twin.held_out if story.twin is not None else None
     no_twin = " Its twin's loss is not finite." if story.twin is not None and twin is None else ""
-    return _compared(grown, twin) + no_twin + _slowed(story)
+    said = _compared(grown, twin) + no_twin + _slowed(story)
+    if story.grown.is_no_better_than(story.summary.get("best_constant")):
+        said += " It does no better than always giving the same answer."
+    return said
 
 
 def _slowed(story: Story) -> str:

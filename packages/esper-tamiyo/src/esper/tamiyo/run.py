@@ -420,6 +420,7 @@ def grow(
     record.interrupted = record.interrupted or is_over
     record.grown.parameters = bed.num_parameters()
     record.grown.hold_out(learner.measure("test"))
+    record.best_constant = learner.task.best_constant()
     record.events = controller.events
     record.field_reports = controller.field_reports
     record.blueprint_names = {k.kernel_id: k.blueprint_name for k in controller.kernels}

@@ -12,6 +12,9 @@ from esper.tamiyo.diverging import Setback
 from esper.tamiyo.stopping import StoppedEarlyError
 from esper.tamiyo.verdict import Figures
 
+_ROUNDING = 1e-6
+"""Of means in float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -53,6 +56,15 @@ class Training:
     averaged: Figures | None = None
     """Those of the moving average of the weights, where the run keeps one."""
 
+    def is_no_better_than(self, constant: float | None) -> bool:
+        """Tell whether it does no better on held-out data than the best answer that is always the same."""
+        figures = self.held_out
+        if figures is None or constant is None:
+            return False
+        if figures.accuracy is None:
+            return figures.loss >= constant * (1 - _ROUNDING)
+        return figures.accuracy <= constant + _ROUNDING
+
     def hold_out(self, figures: Figures) -> None:
         """Note the figures on held-out data; a model whose loss is not finite has none worth the name."""
         self.held_out = figures if math.isfinite(figures.loss) else None
@@ -87,6 +99,8 @@ class RunRecord:
     parameters_before: int
     grown: Training
     run_id: str = ""
+    best_constant: float | None = None
+    """How good always giving the same answer is on held-out data (`Task.best_constant`), where known."""
     twin: Training | None = None
     events: Sequence[SeedEvent] = ()
     field_reports: Sequence[FieldReport] = ()
@@ -160,6 +174,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "epochs": record.config.epochs,
         "first_epoch": 0,
         "parameters_before": record.parameters_before,
+        "best_constant": record.best_constant,
         "grown": record.grown.as_json(),
         "twin": record.twin.as_json() if record.twin is not None else None,
         "adaptations": adaptations(record),

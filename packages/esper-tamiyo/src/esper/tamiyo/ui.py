@@ -154,6 +154,11 @@ def _held_out(figures: Figures) -> str:
 def _notes(record: RunRecord) -> list[str]:
     """Return what went another way than planned, and what the run's records lack, in words."""
     notes = [setback.told for setback in record.setbacks]
+    if record.grown.curve and record.grown.is_no_better_than(record.best_constant):
+        notes.append(
+            "the grown model does no better than always giving the same answer: let it learn longer "
+            "(--epochs), or at another rate (--lr)"
+        )
     if record.twin is not None and record.twin.curve and not record.twin.curve[-1].is_finite:
         notes.append(
             f"the loss of the twin was not finite in epoch {len(record.twin.curve)}: it was trained no "

@@ -43,3 +43,10 @@ def correct(goal: Goal, answers: Tensor, targets: Tensor) -> Tensor | None:
         return None
     right = (answers.argmax(dim=-1) == targets).float()
     return right.mean(dim=1) if goal is Goal.LANGUAGE else right
+
+
+def best_constant(goal: Goal, targets: Tensor) -> float:
+    """Return how good the best answer is that is always the same: the share right, or a mean loss."""
+    if goal is Goal.REGRESSION:
+        return float(targets.double().var(unbiased=False))
+    return float(targets.flatten().bincount().max()) / targets.numel()

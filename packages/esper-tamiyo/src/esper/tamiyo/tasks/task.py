@@ -18,7 +18,7 @@ from torch import Tensor
 
 from esper.contracts import ConfigError
 from esper.contracts.words import plural, type_of
-from esper.tamiyo.tasks.goals import Goal
+from esper.tamiyo.tasks.goals import Goal, best_constant
 from esper.tamiyo.tasks.readers import Readers
 from esper.tamiyo.tasks.samples import Rule
 from esper.tamiyo.tasks.split import DatasetSplit, Split
@@ -53,6 +53,15 @@ class Task:
     def num_features(self) -> int:
         """Numbers in one sample."""
         return math.prod(self.sample_shape)
+
+    def best_constant(self) -> float | None:
+        """Return how good always giving the same answer is on `test` (`goals.best_constant`).
+
+        None where the data is not in memory, which is not read once more for it.
+        """
+        if isinstance(self.test, DatasetSplit):
+            return None
+        return best_constant(self.goal, self.test.targets)
 
     def data_sha256(self) -> str:
         """Return the sha256 of the samples of all parts; of a dataset, of their number and the first ones."""
