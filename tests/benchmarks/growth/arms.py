@@ -105,6 +105,8 @@ class Scratch:
     of: str
     equal_steps: bool = False
     """As many steps as the other arm took, whatever they cost; otherwise equal FLOPs."""
+    times: int = 1
+    """Of the FLOPs that every arm has."""
 
 
 SCRATCH: Mapping[str, Scratch] = {
@@ -112,6 +114,11 @@ SCRATCH: Mapping[str, Scratch] = {
     "… for as many steps": Scratch(of=DEFAULT, equal_steps=True),
     "blocks' net from scratch": Scratch(of=BLOCKS_EARLY),
 }
+
+MORE: Mapping[str, Scratch] = {
+    f"from scratch, {times} times the FLOPs": Scratch(of=DEFAULT, times=times) for times in (2, 4)
+}
+"""No rivals: they tell how many operations growing is worth (`worth.py`)."""
 
 GROMO = "GroMo"
 SMALL, NEVER = "small host", "small host, as many steps"
@@ -146,9 +153,9 @@ def compete(
         if name in GROWS:
             model = grown[name] = problem.host()
             attach = _controller(problem, model, GROWS[name](problem, model, seed))
-        elif name in SCRATCH:
-            arm = SCRATCH[name]
-            model = drawn_anew(grown[arm.of], seed)
+        elif name in SCRATCH or name in MORE:
+            arm = SCRATCH.get(name) or MORE[name]
+            model, limit = drawn_anew(grown[arm.of], seed), arm.times * budget
             if arm.equal_steps:
                 limit = results[arm.of].steps * step_flops(model, problem)
         elif name in (SMALL, NEVER):
