@@ -187,6 +187,7 @@ def test_a_model_that_is_a_single_layer_hears_what_to_do() -> None:
     for targets in (None, ["*"]):
         with pytest.raises(HostError, match=r"the model is the layer itself.*wrap nn\.Sequential"):
             plan(nn.LSTM(4, 4), targets).check()
+    plan(nn.Sequential(nn.LSTM(4, 4)), ["0"]).check()
 
 
 def test_parameters_outside_any_layer_are_named() -> None:

@@ -67,7 +67,7 @@ class Refusals:
         if not name:
             return (
                 "is the layer itself, and a seed needs a model around its layer: name a layer in it, or "
-                "wrap nn.Sequential(model)"
+                "wrap nn.Sequential(model) with targets=['0']"
             )
         if len(aliases) > 1:
             return f"is shared under the names {', '.join(aliases)}: a seed there would act twice"
