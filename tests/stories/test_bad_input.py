@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper.testkit.postgres import PostgresServer
-from esper.testkit.runs import COMMAND, FinishedRun, Train, start_until
+from esper.testkit.runs import COMMAND, FinishedRun, Train, run_command, start_until
 
 WITHOUT_SITES = """
 from torch import nn
@@ -214,13 +214,7 @@ def test_a_checkpoint_of_another_host_is_refused_and_stays(train: Train, tmp_pat
     process.communicate()
     (folder,) = (tmp_path / "runs").iterdir()
     host.write_text(host.read_text().replace("6", "7"))
-    resumed = subprocess.run(
-        [*COMMAND[:-1], "from esper.tamiyo.entry import tamiyo; tamiyo()", "resume", str(folder)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    resumed = run_command("tamiyo", "resume", folder, cwd=tmp_path)
     assert resumed.returncode == 2, resumed.stderr
     assert resumed.stderr.count("\n") == 1
     assert "Traceback" not in resumed.stderr

@@ -18,11 +18,9 @@ from esper.kasmina import load
 from esper.tamiyo import RunConfig, build_host, load_task
 from esper.tamiyo.story import read_story
 from esper.tamiyo.tasks import Source
-from esper.testkit.runs import COMMAND as TRAIN
-from esper.testkit.runs import FinishedRun, Train, start_until
+from esper.testkit.runs import COMMAND, FinishedRun, Train, run_command, start_until
 
 CARD = "README.md"
-COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import tamiyo; tamiyo()")
 
 REFUSE_ESPER = """
 import sys
@@ -65,13 +63,7 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 
 def export(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, "export", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_command("tamiyo", "export", *arguments, cwd=cwd)
 
 
 def accuracy_without_esper(home: Path) -> float:
@@ -297,7 +289,7 @@ def test_a_run_on_data_of_ones_own_is_repeated_from_its_configuration(
 
 
 def test_a_run_that_was_stopped_comes_home_as_it_stood(tmp_path: Path) -> None:
-    process = start_until("epoch  21", [*TRAIN, "--epochs", "100000"], tmp_path)
+    process = start_until("epoch  21", [*COMMAND, "--epochs", "100000"], tmp_path)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     (folder,) = (tmp_path / "runs").iterdir()

@@ -1,16 +1,13 @@
 """Looking back at real runs: the report made again, explanations, comparisons."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from esper.contracts.words import place
 from esper.tamiyo.story import read_story
-from esper.testkit.runs import FinishedRun, Train
-
-COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import tamiyo; tamiyo()")
+from esper.testkit.runs import FinishedRun, Train, run_command
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +19,7 @@ def grown(train: Train) -> FinishedRun:
 
 
 def tamiyo(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return run_command("tamiyo", *arguments, cwd=cwd)
 
 
 def test_the_story_is_that_of_the_run(grown: FinishedRun) -> None:

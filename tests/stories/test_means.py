@@ -13,14 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from esper.testkit.runs import COMMAND, Train, start_until
+from esper.testkit.runs import COMMAND, Train, run_command, start_until
 
 DEVICE = os.environ.get("ESPER_DEVICE", "cpu")
-RESUME = (
-    *(sys.executable, "-W", "error", "-c"),
-    "from esper.tamiyo.entry import tamiyo; tamiyo()",
-    "resume",
-)
 
 MEANS = {
     "bfloat16": ("--precision", "bfloat16"),
@@ -64,9 +59,7 @@ def test_an_interrupted_run_with_a_scaler_comes_to_the_same_weights(
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     (unfinished,) = (tmp_path / "runs").iterdir()
-    done = subprocess.run(
-        [*RESUME, str(unfinished)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_command("tamiyo", "resume", unfinished, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from esper.contracts import read_chain
-from esper.testkit.runs import COMMAND, FinishedRun, Train, start_until
+from esper.testkit.runs import COMMAND, FinishedRun, Train, run_command, start_until
 
 NUM_KILLS = int(os.environ.get("ESPER_KILLS", "4"))
 
@@ -91,9 +91,7 @@ def _wait_for_outcomes(cwd: Path) -> None:
 
 
 def _resume(path: Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*RESUME, str(path)], cwd=cwd, capture_output=True, text=True, check=False, timeout=120
-    )
+    return run_command("tamiyo", "resume", path, cwd=cwd)
 
 
 def _summary(cwd: Path) -> dict[str, Any]:

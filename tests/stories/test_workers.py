@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esper.testkit.runs import COMMAND, FinishedRun, Train
-
-RESUME = (*COMMAND[:-1], "from esper.tamiyo.entry import tamiyo; tamiyo()", "resume")
+from esper.testkit.runs import COMMAND, FinishedRun, Train, run_command
 
 TASK = """
 import time
@@ -124,9 +122,7 @@ def _check_gone(processes: set[int]) -> None:
 
 def _check_resumed(folder: Path, in_memory: FinishedRun) -> None:
     (path,) = (path for path in (folder / "runs").iterdir() if path.is_dir())
-    again = subprocess.run(
-        [*RESUME, str(path)], cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
+    again = run_command("tamiyo", "resume", path, cwd=folder)
     assert (again.returncode, again.stderr) == (0, "")
     (found,) = (folder / "runs").glob("*/summary.json")
     mine = json.loads(found.read_text())

@@ -1,4 +1,4 @@
-"""A pytest plugin that runs the real `train` command in a process and a folder of its own.
+"""A pytest plugin that runs the real commands `train` and `tamiyo`, each in a process of its own.
 
 torch takes seconds to import. So one process imports it, and each run is a fork of that one: as separate
 as a new process, without the wait. Tests that watch or kill a process start `COMMAND` themselves.
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,21 @@ COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import 
 """`train`, with warnings as errors."""
 
 TIMEOUT_SECONDS = 300.0
-_IMPORTED_ONCE = ["esper.tamiyo.run", "esper.tamiyo.cli", "esper.kasmina", "sklearn.datasets"]
+_STREAMS = {"stdout": 1, "stderr": 2}
+_IMPORTED_ONCE = [
+    "esper.tamiyo.cli",
+    "esper.tamiyo.run",
+    "esper.kasmina",
+    "sklearn.datasets",
+    # What a run imports when it needs it, which is half of the work of a short one.
+    "torch._dynamo",
+    "esper.oona",
+    "esper.urza",
+    "esper.urabrask",
+    "esper.tezzeret",
+    "esper.tamiyo.report",
+    "matplotlib.backends.backend_svg",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,42 +89,56 @@ class Train(Protocol):
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Return a function that runs `train`."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(_IMPORTED_ONCE)
 
     def run(
         *options: str, cwd: Path | None = None, env: dict[str, str] | None = None
     ) -> FinishedRun:
         folder = cwd or tmp_path_factory.mktemp("train")
-        said = tmp_path_factory.mktemp("said")
-        environment = dict(os.environ) | (env or {})
-        process = processes.Process(target=_train, args=(options, folder, said, environment))
-        process.start()
-        process.join(TIMEOUT_SECONDS)
-        if process.exitcode is None:
-            process.kill()
-            pytest.fail(f"train {' '.join(options)} did not end within {TIMEOUT_SECONDS:.0f} s")
+        done = run_command("train", *options, cwd=folder, env=env)
         return FinishedRun(
-            exit_code=process.exitcode,
-            stdout=(said / "stdout").read_text(),
-            stderr=(said / "stderr").read_text(),
-            cwd=folder,
+            exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr, cwd=folder
         )
 
     return run
 
 
-def _train(
-    options: tuple[str, ...], folder: Path, said: Path, environment: Mapping[str, str]
-) -> None:
-    """Be the process: `COMMAND` with these options."""
-    for name, number in (("stdout", 1), ("stderr", 2)):
+def run_command(
+    name: str, *arguments: object, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a console script to its end, `train` or `tamiyo`, with warnings as errors.
+
+    `env` is added to the environment.
+
+    Raises:
+        TimeoutError: if it does not end; it is killed.
+
+    """
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(_IMPORTED_ONCE)
+    words = [name, *map(str, arguments)]
+    with tempfile.TemporaryDirectory(prefix="esper-") as folder:
+        said = Path(folder)
+        environment = dict(os.environ) | dict(env or {})
+        process = processes.Process(target=_be, args=(words, cwd, said, environment))
+        process.start()
+        process.join(TIMEOUT_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(f"{' '.join(words)} did not end within {TIMEOUT_SECONDS:.0f} s")
+        stdout, stderr = ((said / stream).read_text() for stream in _STREAMS)
+    return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
+
+
+def _be(words: Sequence[str], folder: Path, said: Path, environment: Mapping[str, str]) -> None:
+    """Be the process of these words of a command line."""
+    for name, number in _STREAMS.items():
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = ["train", *options]
+    sys.argv = [*words]
     warnings.simplefilter("error")
     # By its name: the testkit does not require the trainer.
-    (command,) = entry_points(group="console_scripts", name="train")
+    (command,) = entry_points(group="console_scripts", name=words[0])
     command.load()()
