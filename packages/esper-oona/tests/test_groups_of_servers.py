@@ -23,7 +23,6 @@ from esper.testkit.redis_groups import (
     client_of,
     start_cluster,
     start_sentinel,
-    wait_for,
 )
 
 type Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
@@ -101,18 +100,9 @@ async def test_master_that_is_demoted_while_it_lives_is_left(
         reader = bus.subscribe([HEALTH], group="readers", consumer="one")
         publish(bus, health(0))
         assert await read_until(reader, 0) == [0]
-        await asyncio.to_thread(_fail_over, trio)
+        await asyncio.to_thread(trio.fail_over)
         publish(bus, health(1))
         assert await read_until(reader, 1) == [1]
-
-
-def _fail_over(trio: SentinelTrio) -> None:
-    with client_of(trio.sentinel) as client:
-        wait_for(
-            lambda: bool(client.execute_command("SENTINEL FAILOVER", "esper-tests")),
-            "the sentinel to find the replica good enough",
-        )
-    trio.wait_for_master(trio.servers[1])
 
 
 async def test_sentinel_problems_are_named(trio: SentinelTrio) -> None:
