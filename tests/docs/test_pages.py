@@ -85,7 +85,7 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> No
         env=os.environ | {"PATH": path, "PYTHONWARNINGS": "error"} | dict(environment),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"

@@ -17,7 +17,7 @@ from esper.tamiyo import RunConfig, Split, load_task
 from esper.tamiyo.run import run
 from esper.tamiyo.tasks import TASKS, Source, Task
 from esper.tamiyo.ui import Ui
-from esper.testkit.runs import FinishedRun, Train
+from esper.testkit.runs import COMMAND, FinishedRun, Train
 
 LOAD_IN_A_FRESH_PROCESS = """
 import sys, json, torch
@@ -133,9 +133,13 @@ def test_the_grown_model_comes_back_in_a_fresh_process(finished: FinishedRun) ->
 
 
 def test_the_written_configuration_repeats_the_run_byte_for_byte(
-    finished: FinishedRun, train: Train
+    finished: FinishedRun, tmp_path: Path
 ) -> None:
-    again = train("--config", str(finished.folder / "config.yaml"), "--no-twin")
+    command = [*COMMAND, "--config", str(finished.folder / "config.yaml"), "--no-twin"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = FinishedRun(
+        exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr, cwd=tmp_path
+    )
     assert again.exit_code == 0, again.stderr
     assert again.summary["weights_sha256"] == finished.summary["weights_sha256"]
     one, other = (run.folder / "model.safetensors" for run in (finished, again))
@@ -219,12 +223,10 @@ def test_no_decision_ever_sees_test_data(tmp_path: Path, monkeypatch: pytest.Mon
     assert one["weights_sha256"] == another["weights_sha256"]
 
 
-def test_the_grown_model_beats_its_twin_for_at_least_four_of_five_seeds(tmp_path: Path) -> None:
-    wins = 0
-    for seed in range(5):
+def test_the_grown_model_beats_its_twin_for_each_seed(tmp_path: Path) -> None:
+    for seed in range(3):
         summary = _run(tmp_path, seed=seed)
-        wins += summary["grown"]["accuracy"] > summary["twin"]["accuracy"]
-    assert wins >= 4
+        assert summary["grown"]["accuracy"] > summary["twin"]["accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_averaged_weights_come_home_on_request(train: Train, grown: FinishedRun)
     found = accuracy_without_esper(home)
     assert found == pytest.approx(figures["averaged"]["accuracy"], abs=1e-6)
     card = (home / CARD).read_text()
+    assert "the same answer" not in card
     assert f"| this model | {figures['averaged']['accuracy']:.1%} |" in card
     assert f"| its last weights, not averaged | {figures['accuracy']:.1%} |" in card
     assert run.summary["averaged_sha256"] in card
@@ -350,6 +351,22 @@ def test_a_damaged_model_leaves_no_half_export(grown: FinishedRun, tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("tamiyo export: ")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_card_says_of_a_model_that_it_has_learned_nothing(
+    grown: FinishedRun, tmp_path: Path
+) -> None:
+    run = copy_of(grown.folder, tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["best_constant"] = {"loss": 1e-9, "accuracy": 1.0}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert export(run, "--to", "new", cwd=tmp_path).returncode == 0
+    assert "no better on them than always giving the same" in (tmp_path / "new" / CARD).read_text()
+    summary["best_constant"] = "0.9"
+    (run / "summary.json").write_text(json.dumps(summary))
+    done = export(run, "--to", "other", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "summary.json is not what this version of Esper writes" in done.stderr
 
 
 def test_a_damaged_record_is_said_and_a_damaged_summary_refused(

@@ -15,7 +15,7 @@ GROWN = ("default", "heuristic", "random")
 def run(script: str, *options: str) -> str:
     command = [sys.executable, f"tests/benchmarks/{script}", "--processes", "1", *options]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

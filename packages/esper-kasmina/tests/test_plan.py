@@ -184,10 +184,17 @@ def test_a_host_without_sites_hears_why_for_each_layer() -> None:
 
 
 def test_a_model_that_is_a_single_layer_hears_what_to_do() -> None:
-    for targets in (None, ["*"]):
-        with pytest.raises(HostError, match=r"the model is the layer itself.*wrap nn\.Sequential"):
-            plan(nn.LSTM(4, 4), targets).check()
+    for layer in (nn.LSTM(4, 4), nn.MultiheadAttention(4, 2)):
+        for targets in (None, ["*"]):
+            with pytest.raises(HostError, match=r"is a single layer.*nn\.Sequential\(model\)"):
+                plan(layer, targets).check()
     plan(nn.Sequential(nn.LSTM(4, 4)), ["0"]).check()
+
+
+def test_a_model_named_as_a_whole_hears_that_layers_are_meant() -> None:
+    for model in (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), mlp()):
+        with pytest.raises(HostError, match=r"the model is all of it.*name a layer in it"):
+            plan(model, [""]).check()
 
 
 def test_parameters_outside_any_layer_are_named() -> None:

@@ -16,6 +16,9 @@ from esper.tamiyo.report import write_report
 from esper.tamiyo.story import read_story
 from esper.tamiyo.ui import Ui
 
+TEN_CLASSES = Figures(accuracy=0.1, loss=2.3)
+"""Of the best constant answer."""
+
 
 def test_an_explanation_says_when_where_against_what_and_how_it_ended(tmp_path: Path) -> None:
     said = explain(read_story(write_run(tmp_path, record())))
@@ -177,18 +180,20 @@ def test_losses_that_are_not_finite_are_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("figures", "constant", "is_said"),
     [
-        (Figures(accuracy=0.1, loss=2.3), 0.1, True),
-        (Figures(accuracy=0.12, loss=2.3), 0.1, False),
-        (Figures(loss=1.5), 1.5, True),
-        (Figures(loss=1.4), 1.5, False),
-        (Figures(accuracy=0.1, loss=2.3), None, False),
+        (Figures(accuracy=0.1, loss=2.4), TEN_CLASSES, True),
+        (Figures(accuracy=0.12, loss=2.4), TEN_CLASSES, False),
+        (Figures(accuracy=0.1, loss=2.2), TEN_CLASSES, False),
+        (Figures(accuracy=1.0, loss=0.1), Figures(accuracy=1.0, loss=0.0), False),
+        (Figures(loss=1.5), Figures(loss=1.5), True),
+        (Figures(loss=1.4), Figures(loss=1.5), False),
+        (Figures(accuracy=0.1, loss=2.4), None, False),
     ],
 )
 def test_a_model_that_has_learned_nothing_is_told_as_such(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     figures: Figures,
-    constant: float | None,
+    constant: Figures | None,
     is_said: bool,
 ) -> None:
     made = record()

@@ -159,6 +159,16 @@ def test_a_folder_that_is_no_run_is_explained(
         write_report(folder)
 
 
+@pytest.mark.parametrize("constant", ["0.9", [1], {"loss": "0.9", "accuracy": None}, {"loss": 1.0}])
+def test_figures_that_are_none_are_explained(tmp_path: Path, constant: object) -> None:
+    folder = write_run(tmp_path, record())
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["best_constant"] = constant
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ConfigError, match="not what this version of Esper writes"):
+        read_story(folder)
+
+
 def test_a_folder_that_is_not_there_is_explained(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no run folder"):
         read_story(tmp_path / "nowhere")

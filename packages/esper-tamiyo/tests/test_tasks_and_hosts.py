@@ -1,5 +1,6 @@
 """Tasks and hosts: the built-in ones, the user's own, and what is said of unusable ones."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from esper.contracts import ConfigError, NotFoundError
-from esper.tamiyo import Split, Task, build_host, load_task
+from esper.tamiyo import Figures, Split, Task, build_host, load_task
 from esper.tamiyo.tasks import TASKS, Goal
 from esper.tamiyo.tasks.catalogue import Entry
 from esper.tamiyo.tasks.goals import best_constant
@@ -273,7 +274,12 @@ def test_a_malformed_task_is_explained(
 
 
 def test_the_best_constant_answer_is_that_of_the_goal() -> None:
-    assert best_constant(Goal.CLASSIFICATION, torch.tensor([2, 0, 2, 1])) == 0.5
-    assert best_constant(Goal.LANGUAGE, torch.tensor([[0, 1], [1, 1]])) == 0.75
-    assert best_constant(Goal.REGRESSION, torch.tensor([1.0, 3.0])) == 1.0
-    assert 0.1 < (load_task("digits").best_constant() or 0.0) < 0.13
+    classes = best_constant(Goal.CLASSIFICATION, torch.tensor([2, 0, 2, 1]))
+    assert (classes.loss, classes.accuracy) == (pytest.approx(1.5 * math.log(2)), 0.5)
+    text = best_constant(Goal.LANGUAGE, torch.tensor([[0, 1], [1, 1]]))
+    assert (text.loss, text.accuracy) == (pytest.approx(0.5623, abs=1e-4), 0.75)
+    assert best_constant(Goal.REGRESSION, torch.tensor([1.0, 3.0])) == Figures(loss=1.0)
+    digits = load_task("digits").best_constant()
+    assert digits is not None
+    assert 2.29 < digits.loss < math.log(10)
+    assert 0.1 < (digits.accuracy or 0.0) < 0.13

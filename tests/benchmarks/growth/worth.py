@@ -39,11 +39,12 @@ def row(name: str, runs: Mapping[float, Sequence[dict[str, Result]]]) -> str:
         arm: max(runs, key=lambda rate: mean(_on_validation(r[arm]) for r in runs[rate]))
         for arm in ARMS
     }
+    sign = -1 if runs[best[DEFAULT]][0][DEFAULT].accuracy is None else 1  # a loss
     figures = {arm: [_figure(each[arm]) for each in runs[best[arm]]] for arm in ARMS}
     cells = [name, f"{mean(figures[DEFAULT]):.4g}"]
     for arm in ARMS[1:]:
         pairs = zip(figures[arm], figures[DEFAULT], strict=True)
-        by = [other - default for other, default in pairs]
+        by = [sign * (other - default) for other, default in pairs]
         low, high = interval(by)
         cells.append(f"{mean(figures[arm]):.4g}, {mean(by):+.3g} ({low:+.3g} … {high:+.3g})")
     return "| " + " | ".join(cells) + " |"

@@ -40,9 +40,13 @@ def outside_layers(layers: Mapping[str, nn.Module]) -> list[str]:
     return [
         f"{name}.{own}" if name else own
         for name, layer in layers.items()
-        if isinstance(layer, CONTAINERS) or not type(layer).__module__.startswith("torch.")
+        if isinstance(layer, CONTAINERS) or not _is_torchs_own(layer)
         for own, _ in layer.named_parameters(recurse=False)
     ]
+
+
+def _is_torchs_own(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torch.")
 
 
 def _is_compiled(model: nn.Module) -> bool:
@@ -65,9 +69,13 @@ class Refusals:
         layer = self._layers[name]
         aliases = self._names[id(layer)]
         if not name:
+            if len(self._layers) > 1 and (
+                isinstance(layer, nn.Sequential) or not _is_torchs_own(layer)
+            ):
+                return "is all of it, and a seed needs a model around its layer: name a layer in it"
             return (
-                "is the layer itself, and a seed needs a model around its layer: name a layer in it, or "
-                "wrap nn.Sequential(model) with targets=['0']"
+                "is a single layer, and a seed needs a model around it: one of your own that calls it, or, "
+                "where it takes one input, nn.Sequential(model) with targets=['0']"
             )
         if len(aliases) > 1:
             return f"is shared under the names {', '.join(aliases)}: a seed there would act twice"

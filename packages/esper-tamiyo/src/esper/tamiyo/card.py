@@ -7,9 +7,11 @@ from esper.contracts.words import place, plural
 from esper.tamiyo.config import RunConfig
 from esper.tamiyo.diverging import Setback
 from esper.tamiyo.snippet import snippet
+from esper.tamiyo.summary import figures_from_json, has_learned_nothing
 from esper.tamiyo.tasks.facts import ENCODING_FILE, TaskFacts
 
 NOT_FINITE = "The loss of this model on the held-out data is not finite: its answers are of no use."
+LEARNED_NOTHING = "It does no better on them than always giving the same answer."
 DAMAGED = "The record that this model's history is told from is damaged"
 """Begins the sentence that says so."""
 
@@ -31,6 +33,8 @@ def model_card(
     `averaged` is the model whose weights are the moving average of the trained ones.
     """
     rows = _figures(summary, averaged=averaged)
+    measured = figures_from_json(rows["this model"])
+    constant = figures_from_json(summary.get("best_constant"))
     is_finite = rows["this model"]["loss"] is not None
     weights = summary["averaged_sha256" if averaged else "weights_sha256"]
     # In a task of the user's own a `kind` means what the user says.
@@ -68,6 +72,7 @@ def model_card(
         *(_row(name, figures) for name, figures in rows.items()),
         "",
         *(() if is_finite else (NOT_FINITE, "")),
+        *((LEARNED_NOTHING, "") if has_learned_nothing(measured, constant) else ()),
         f"{_trained(summary)} with policy `{config.policy}`, seed {config.seed}, AdamW at "
         f"{config.learning_rate:g} ({config.schedule}), batches of {config.batch_size}"
         f"{f'; these are its weights averaged, at a decay of {config.ema:g}' if averaged else ''}.",

@@ -19,6 +19,7 @@ from esper.contracts.words import place, plural
 from esper.tamiyo.folding import fold
 from esper.tamiyo.policies.widths import ACROSS_POSITIONS
 from esper.tamiyo.story import Attempt, Story
+from esper.tamiyo.summary import has_learned_nothing
 from esper.tamiyo.verdict import Figures
 
 MAX_RIVALS = 3
@@ -101,7 +102,7 @@ def headline(story: Story) -> str:
     twin = story.twin.held_out if story.twin is not None else None
     no_twin = " Its twin's loss is not finite." if story.twin is not None and twin is None else ""
     said = _compared(grown, twin) + no_twin + _slowed(story)
-    if story.grown.is_no_better_than(story.summary.get("best_constant")):
+    if has_learned_nothing(grown, story.best_constant):
         said += " It does no better than always giving the same answer."
     return said
 

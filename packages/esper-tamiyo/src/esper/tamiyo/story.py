@@ -35,7 +35,7 @@ from esper.contracts.words import type_of
 from esper.tamiyo.config import RunConfig, override
 from esper.tamiyo.diverging import Setback
 from esper.tamiyo.folder import CHECKPOINTS, LOG, resume_command
-from esper.tamiyo.summary import Layer, Point, Training
+from esper.tamiyo.summary import Layer, Point, Training, figures_from_json
 from esper.tamiyo.verdict import Figures
 
 
@@ -90,6 +90,8 @@ class Story:
     layers: Sequence[Layer]
     """Of the host before it grew."""
     sites: Sequence[Site]
+    best_constant: Figures | None = None
+    """How good always giving the same answer is on held-out data, where known."""
     packets: list[SystemStatePacket] = field(default_factory=list[SystemStatePacket])
     """One for each epoch."""
     health: list[HealthSignal] = field(default_factory=list[HealthSignal])
@@ -153,6 +155,7 @@ def read_story(folder: Path) -> Story:
             twin=_training(summary["twin"]) if summary["twin"] is not None else None,
             layers=[Layer(**layer) for layer in summary["layers"]],
             sites=[Site.model_validate(site) for site in lineage["sites"]],
+            best_constant=figures_from_json(summary.get("best_constant")),
             setbacks=[Setback.model_validate(each) for each in summary.get("setbacks", ())],
         )
     except (KeyError, TypeError, ValidationError) as error:
@@ -216,15 +219,9 @@ def _training(data: dict[str, Any]) -> Training:
     return Training(
         parameters=data["parameters"],
         curve=curve,
-        held_out=_figures(data),
-        averaged=_figures(data.get("averaged")),
+        held_out=figures_from_json(data),
+        averaged=figures_from_json(data.get("averaged")),
     )
-
-
-def _figures(data: dict[str, Any] | None) -> Figures | None:
-    if data is None or data["loss"] is None:
-        return None
-    return Figures(loss=data["loss"], accuracy=data["accuracy"])
 
 
 def _lost(point: dict[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,34 +56,57 @@ class Training:
     averaged: Figures | None = None
     """Those of the moving average of the weights, where the run keeps one."""
 
-    def is_no_better_than(self, constant: float | None) -> bool:
-        """Tell whether it does no better on held-out data than the best answer that is always the same."""
-        figures = self.held_out
-        if figures is None or constant is None:
-            return False
-        if figures.accuracy is None:
-            return figures.loss >= constant * (1 - _ROUNDING)
-        return figures.accuracy <= constant + _ROUNDING
-
     def hold_out(self, figures: Figures) -> None:
         """Note the figures on held-out data; a model whose loss is not finite has none worth the name."""
         self.held_out = figures if math.isfinite(figures.loss) else None
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as `summary.json` shows them."""
-        figures = self.held_out
         return {
-            "accuracy": figures.accuracy if figures is not None else None,
-            "loss": figures.loss if figures is not None else None,
+            **(figures_as_json(self.held_out) or {"accuracy": None, "loss": None}),
             "parameters": self.parameters,
-            "averaged": None
-            if self.averaged is None
-            else {"accuracy": self.averaged.accuracy, "loss": _finite(self.averaged.loss)},
+            "averaged": figures_as_json(self.averaged),
             "curve": [
                 {key: _finite(value) for key, value in asdict(point).items()}
                 for point in self.curve
             ],
         }
+
+
+def has_learned_nothing(figures: Figures | None, constant: Figures | None) -> bool:
+    """Tell whether neither loss nor accuracy is better than that of the best answer that is always the same.
+
+    Of data on which such an answer is perfect nothing is said.
+    """
+    if figures is None or constant is None or constant.loss <= 0:
+        return False
+    if figures.loss < constant.loss * (1 - _ROUNDING):
+        return False
+    if figures.accuracy is None or constant.accuracy is None:
+        return True
+    return figures.accuracy <= constant.accuracy + _ROUNDING
+
+
+def figures_as_json(figures: Figures | None) -> dict[str, float | None] | None:
+    """Return a model's figures as `summary.json` shows them."""
+    if figures is None:
+        return None
+    return {"accuracy": figures.accuracy, "loss": _finite(figures.loss)}
+
+
+def figures_from_json(data: Mapping[str, Any] | None) -> Figures | None:
+    """Return what `figures_as_json` wrote; None where there was no loss.
+
+    Raises:
+        KeyError, TypeError: if it is something else.
+
+    """
+    if data is None or data["loss"] is None:
+        return None
+    numbers = [data["loss"], *([] if data["accuracy"] is None else [data["accuracy"]])]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"expected numbers, not {numbers}")
+    return Figures(loss=data["loss"], accuracy=data["accuracy"])
 
 
 def _finite(value: float | None) -> float | None:
@@ -99,7 +122,7 @@ class RunRecord:
     parameters_before: int
     grown: Training
     run_id: str = ""
-    best_constant: float | None = None
+    best_constant: Figures | None = None
     """How good always giving the same answer is on held-out data (`Task.best_constant`), where known."""
     twin: Training | None = None
     events: Sequence[SeedEvent] = ()
@@ -174,7 +197,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "epochs": record.config.epochs,
         "first_epoch": 0,
         "parameters_before": record.parameters_before,
-        "best_constant": record.best_constant,
+        "best_constant": figures_as_json(record.best_constant),
         "grown": record.grown.as_json(),
         "twin": record.twin.as_json() if record.twin is not None else None,
         "adaptations": adaptations(record),

@@ -18,7 +18,7 @@ from esper.contracts.words import place, plural
 from esper.tamiyo.folder import resume_command
 from esper.tamiyo.live import Overview, Watched, figures
 from esper.tamiyo.output import Lasting
-from esper.tamiyo.summary import Point, RunRecord
+from esper.tamiyo.summary import Point, RunRecord, has_learned_nothing
 from esper.tamiyo.verdict import Figures
 
 PLAIN_EVERY_EPOCHS = 10
@@ -154,7 +154,7 @@ def _held_out(figures: Figures) -> str:
 def _notes(record: RunRecord) -> list[str]:
     """Return what went another way than planned, and what the run's records lack, in words."""
     notes = [setback.told for setback in record.setbacks]
-    if record.grown.curve and record.grown.is_no_better_than(record.best_constant):
+    if record.grown.curve and has_learned_nothing(record.grown.held_out, record.best_constant):
         notes.append(
             "the grown model does no better than always giving the same answer: let it learn longer "
             "(--epochs), or at another rate (--lr)"

@@ -76,11 +76,11 @@ class SentinelTrio:
         return next(server for server in self.servers if server.port == int(found[1]))
 
     def fail_over(self) -> None:
-        """Have the sentinel demote the master, which lives, and wait until it has.
+        """Have the sentinel put the replica in the place of the master, which lives on as its replica.
 
         Asks again when the sentinel gave up, and not at all when it has done so by itself.
         """
-        new = self.servers[1]
+        old, new = self.servers
 
         def is_master() -> bool:
             if self.master() is new:
@@ -90,6 +90,9 @@ class SentinelTrio:
             return False
 
         wait_for(is_master, f"{new.port} to become the master")
+        with client_of(old) as client:
+            client.replicaof(new.host, new.port)  # as the sentinel does, ten seconds later
+        wait_for(lambda: _is_linked(old), f"{old.port} to follow the new master")
 
     def wait_for_master(self, server: RedisServer) -> None:
         """Wait until the sentinel has made `server` the master and it takes writes."""

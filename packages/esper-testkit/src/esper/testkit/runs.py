@@ -1,7 +1,8 @@
 """A pytest plugin that runs the real commands `train` and `tamiyo`, each in a process of its own.
 
-torch takes seconds to import. So one process imports it, and each run is a fork of that one: as separate
-as a new process, without the wait. Tests that watch or kill a process start `COMMAND` themselves.
+torch takes seconds to import. So one process imports it, and each run is a fork of that one, without the
+wait. Forks share what the interpreter is given at its start, such as the seed of its hashes: tests that
+watch or kill a process, or hold two runs to the same bytes, start `COMMAND` for one of them.
 """
 
 import json
@@ -22,7 +23,7 @@ import pytest
 COMMAND = (sys.executable, "-W", "error", "-c", "from esper.tamiyo.entry import main; main()")
 """`train`, with warnings as errors."""
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 600.0
 _STREAMS = {"stdout": 1, "stderr": 2}
 _IMPORTED_ONCE = [
     "esper.tamiyo.cli",
@@ -121,12 +122,20 @@ def run_command(
         environment = dict(os.environ) | dict(env or {})
         process = processes.Process(target=_be, args=(words, cwd, said, environment))
         process.start()
+
+        def read() -> list[str]:
+            return [
+                path.read_text() if path.exists() else "" for path in map(said.joinpath, _STREAMS)
+            ]
+
         process.join(TIMEOUT_SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise TimeoutError(f"{' '.join(words)} did not end within {TIMEOUT_SECONDS:.0f} s")
-        stdout, stderr = ((said / stream).read_text() for stream in _STREAMS)
+            raise TimeoutError(
+                f"{' '.join(words)} did not end within {TIMEOUT_SECONDS:.0f} s; it said\n{read()}"
+            )
+        stdout, stderr = read()
     return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
 
 

@@ -5,8 +5,11 @@ Shapes: B batch, C classes, T positions of a text, V characters of its alphabet.
 
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from esper.tamiyo.verdict import Figures
 
 
 class Goal(StrEnum):
@@ -45,8 +48,13 @@ def correct(goal: Goal, answers: Tensor, targets: Tensor) -> Tensor | None:
     return right.mean(dim=1) if goal is Goal.LANGUAGE else right
 
 
-def best_constant(goal: Goal, targets: Tensor) -> float:
-    """Return how good the best answer is that is always the same: the share right, or a mean loss."""
+def best_constant(goal: Goal, targets: Tensor) -> Figures:
+    """Return how good the best answers are that are always the same: the loss of one, the accuracy of one.
+
+    Of classes the loss is the entropy of their shares, in nats.
+    """
     if goal is Goal.REGRESSION:
-        return float(targets.double().var(unbiased=False))
-    return float(targets.flatten().bincount().max()) / targets.numel()
+        return Figures(loss=float(targets.double().var(unbiased=False)))
+    shares = targets.flatten().bincount().double() / targets.numel()
+    loss = -float(torch.xlogy(shares, shares).sum())
+    return Figures(loss=loss, accuracy=float(shares.max()))

@@ -22,6 +22,7 @@ from esper.tamiyo.tasks.goals import Goal, best_constant
 from esper.tamiyo.tasks.readers import Readers
 from esper.tamiyo.tasks.samples import Rule
 from esper.tamiyo.tasks.split import DatasetSplit, Split
+from esper.tamiyo.verdict import Figures
 
 _PARTS = ("train", "validation", "test")
 
@@ -54,7 +55,7 @@ class Task:
         """Numbers in one sample."""
         return math.prod(self.sample_shape)
 
-    def best_constant(self) -> float | None:
+    def best_constant(self) -> Figures | None:
         """Return how good always giving the same answer is on `test` (`goals.best_constant`).
 
         None where the data is not in memory, which is not read once more for it.
