@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from esper.contracts import Bus, HealthSignal, TopicNames
 from esper.oona.options import RedisOptions
@@ -82,3 +83,28 @@ async def test_acknowledgements_that_fail_with_the_read_beside_them_are_sent_lat
                 assert row["message_id"].decode() == last.position
     gc.collect()
     assert complaints == []
+
+
+async def test_a_reader_that_is_closed_waits_for_acknowledgements_on_their_way(
+    redis_url: MakeUrl, connect: Connect, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_their_way = asyncio.Event()
+    execute = Pipeline.execute
+
+    async def slowly(self: Pipeline, raise_on_error: bool = True) -> list[Any]:
+        on_their_way.set()
+        await asyncio.sleep(0.3)
+        return await execute(self, raise_on_error)
+
+    url = redis_url()
+    async with connect(url) as bus, raw_client(url) as (raw, key):
+        await publish(bus, health(0))
+        async with aclosing(
+            bus.subscribe([HEALTH], group="readers", consumer="one", prefetch=10)
+        ) as reader:
+            delivery = await anext(reader)
+            monkeypatch.setattr(Pipeline, "execute", slowly)
+            await delivery.ack()
+            await on_their_way.wait()
+        assert await raw.xpending_range(key, "readers", "-", "+", 10) == []
+        assert bus.traffic.groups[0].num_acknowledged == 1

@@ -78,6 +78,8 @@ class RedisConsumer:
         )
         self._acks: dict[str, list[bytes]] = {}
         self._num_acks = 0
+        self._sending_acks = asyncio.Lock()
+        """Who stops waits for what is on its way."""
         self._ack_timer: asyncio.TimerHandle | None = None
         self._acknowledging: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[GroupEntry | None] | None = None
@@ -272,8 +274,11 @@ class RedisConsumer:
             await asyncio.wait({self._fetching}, timeout=_UNBLOCK_SECONDS)
 
     async def _send_acks(self) -> None:
-        if not self._num_acks:
-            return
+        async with self._sending_acks:
+            if self._num_acks:
+                await self._send_noted_acks()
+
+    async def _send_noted_acks(self) -> None:
         acks, self._acks, self._num_acks = self._acks, {}, 0
         pipeline = self._client.pipeline(transaction=False)
         for key, ids in acks.items():
