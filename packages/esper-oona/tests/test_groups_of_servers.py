@@ -104,7 +104,7 @@ async def test_master_that_is_demoted_while_it_lives_is_left(
         publish(bus, health(1))
         assert await read_until(reader, 1) == [1]
         with client_of(trio.servers[1]) as client:  # not only in the one that was demoted
-            assert client.xlen("esper:telemetry.seed.health") == 2
+            assert client.xlen("esper:telemetry.seed.health") >= 2
 
 
 async def test_sentinel_problems_are_named(trio: SentinelTrio) -> None:

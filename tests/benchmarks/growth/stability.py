@@ -171,7 +171,7 @@ def _turn(old: Tensor, new: Tensor) -> float:
 
 def _most(falls: list[float]) -> str:
     """Return what 99 % of the falls stay within."""
-    return f"{quantiles(falls, n=100)[-1]:.1%}" if len(falls) > 1 else ""
+    return f"{quantiles(falls, n=100, method='inclusive')[-1]:.1%}" if len(falls) > 1 else ""
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 torch takes seconds to import. So one process imports it, and each run is a fork of that one, without the
 wait. Forks share what the interpreter is given at its start, such as the seed of its hashes: tests that
-watch or kill a process, or hold two runs to the same bytes, start `COMMAND` for one of them.
+watch or kill a process start `COMMAND` themselves, and so does the one that repeats the default run.
 """
 
 import json
